@@ -1,0 +1,46 @@
+# Each target sets up what it needs: Python 3.11 or newer and make are enough. The second time nothing is installed.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
+VENV   := .venv
+BIN    := $(VENV)/bin
+CODE   := sfumato tests $(wildcard benchmarks examples recipes/*.py)
+# Threads inside one operation would fight with the test processes, and a sum's order, hence its bits, hangs on them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+.PHONY: install demo test test-all lint bench clean
+
+install: $(VENV)/installed-dev
+
+# A stamp is written last: an interrupted installation is taken up again. Bytecode is left to the first import, since
+# most modules of the dependencies are never imported.
+$(VENV)/installed-core: EXTRAS :=
+$(VENV)/installed-dev: EXTRAS := [dev]
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {v}; 3.11 or newer is needed: make PYTHON=/path/to/it")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.$(EXTRAS)'
+	@touch $@
+
+# No weights are shipped yet: the model is made on the spot, once.
+demo: out/demo-model
+	$(BIN)/sfumato "a large red star" --model out/demo-model --seed 0 --count 8 --grid -o out/demo.png
+
+out/demo-model: $(VENV)/installed-core
+	$(BIN)/python examples/demo_model.py $@
+
+test: install
+	$(PYTEST)
+
+test-all: install
+	$(PYTEST) -m 'slow or not slow'
+
+lint: install
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(BIN)/python -m pytest tests/test_layers.py
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,32 @@
+"""``sfumato convert``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a model in another format, read it back, and compare every tensor."""
+
+    source: Annotated[str, "checkpoint folder, single file, or hub name"]
+    target: Annotated[Path, "NAME.safetensors for a single file, anything else for a folder"]
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, "precision to write; as it is unless given"] = (
+        None
+    )
+    variant: Annotated[str | None, "of a folder that holds several, such as fp16"] = None
+    family: Annotated[str | None, "where the file could be of several families"] = None
+    prediction: Annotated[str | None, "where a single file does not tell: epsilon or v_prediction"] = None
+    overwrite: Annotated[bool, "replace the target"] = False
+
+    def run(self) -> int:
+        from sfumato.families.convert import convert
+        from sfumato.families.load import DTYPES
+
+        done = convert(
+            self.source, self.target, dtype=DTYPES[self.dtype] if self.dtype else None, variant=self.variant,
+            family=self.family, prediction=self.prediction, overwrite=self.overwrite,
+        )
+        how = "bit for bit" if done.exact else f"rounded to {self.dtype}"
+        print(f"{self.target}: {done.family}, {done.tensors} tensors read back equal, {how}.")
+        return 0

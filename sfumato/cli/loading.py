@@ -1,0 +1,44 @@
+"""The flags by which every command that draws names its model."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from sfumato.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model, and how it is held."""
+
+    model: Annotated[str | None, "checkpoint folder, single file, or hub name such as org/name"] = None
+    vae: Annotated[str | None, "another autoencoder in place of the model's own"] = None
+    refiner: Annotated[str | None, "a second model that takes over at --refiner-start"] = None
+    family: Annotated[str | None, "decides where a checkpoint could be of several; see `sfumato models`"] = None
+    prediction: Annotated[str | None, "decides where a single file could have been trained with several"] = None
+    variant: Annotated[str | None, "of a folder that holds several, such as fp16"] = None
+    device: Annotated[str | None, "cuda, cuda:1, mps or cpu; the best there is unless given"] = None
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, "precision; the device's best unless given"] = (
+        None
+    )
+    max_memory: Annotated[str | None, "what drawing may hold, such as 6GB: slower ways are chosen where it must be"] = (
+        None
+    )
+
+    def open(self) -> Any:
+        """The pipeline.
+
+        Raises:
+            RequestError: no model was named.
+        """
+        if self.model is None:
+            raise RequestError("Name a model: --model FOLDER, --model FILE.safetensors or --model org/name.")
+        from sfumato.engine.allocator import keep_freed_memory
+
+        if self.max_memory is None:
+            keep_freed_memory()
+        from sfumato.tasks.pipeline import load
+
+        return load(
+            self.model, refiner=self.refiner, family=self.family, prediction=self.prediction, device=self.device,
+            dtype=self.dtype, vae=self.vae, variant=self.variant, max_memory=self.max_memory,
+        )  # fmt: skip

@@ -1,0 +1,80 @@
+"""The one request that every face of sfumato speaks: Python, command line, HTTP, page, and a picture's own metadata."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Annotated, Literal
+
+from sfumato.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn. None means: what the model's family declares as its default.
+
+    Raises:
+        RequestError: a value out of its range; names are checked where they are looked up.
+    """
+
+    prompt: Annotated[str, "what to draw; (x:1.3) weights, BREAK starts a new chunk"] = ""
+    negative_prompt: Annotated[str, "what to stay away from"] = ""
+    task: Annotated[str, "what kind of work this is"] = "text_to_image"
+    width: Annotated[int | None, "pixels"] = None
+    height: Annotated[int | None, "pixels"] = None
+    count: Annotated[int, "pictures, with seeds seed, seed + 1, …"] = 1
+    seed: Annotated[int | None, "of the first picture; random unless given, and written into the picture"] = None
+    steps: Annotated[int | None, "steps of the sampler"] = None
+    cfg_scale: Annotated[float | None, "classifier-free guidance scale; 1 turns it off"] = None
+    sampler: Annotated[str | None, "the solver; see `sfumato samplers`"] = None
+    spacing: Annotated[str | None, "how the sigmas are chosen: leading, trailing, karras, …"] = None
+    sigmas: Annotated[tuple[float, ...] | None, "the sigmas themselves, in place of steps and spacing"] = None
+    eta: Annotated[float | None, "share of fresh noise in samplers that have it (DDIM: 0 to 1)"] = None
+    guidance_rescale: Annotated[float, "0 to 1: pull the guided output back to the unguided contrast"] = 0.0
+    guidance_interval: Annotated[tuple[float, float] | None, "guide only while sigma is in [low, high]"] = None
+    dynamic_threshold: Annotated[float | None, "percentile in (0, 1] for Imagen's dynamic thresholding"] = None
+    clip_skip: Annotated[int | None, "layers left out at the end of CLIP, as A1111 counts: 1 none, 2 the last"] = None
+    prompt_weighting: Annotated[Literal["a1111", "comfy", "compel"], "what a weight does to the text states"] = "a1111"
+    long_prompts: Annotated[Literal["chunk", "truncate"], "past 75 tokens: chunks, or cut (reported)"] = "chunk"
+    noise: Annotated[Literal["philox", "torch"], "philox, or torch: what diffusers' CPU seeds give"] = "philox"
+    original_size: Annotated[tuple[int, int] | None, "SDXL: height, width the model is to think it saw"] = None
+    crop: Annotated[tuple[int, int] | None, "SDXL: top, left of the crop it is to think it saw"] = None
+    refiner_start: Annotated[float | None, "SDXL: share of the schedule after which the refiner takes over"] = None
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, rule: str) -> None:
+            raise RequestError(f"{name} = {getattr(self, name)!r}: {rule}.")
+
+        if len(self.prompt) > MAX_PROMPT or len(self.negative_prompt) > MAX_PROMPT:
+            name = "prompt" if len(self.prompt) > MAX_PROMPT else "negative_prompt"
+            raise RequestError(
+                f"The {name} has {len(getattr(self, name)):,} characters; the limit is {MAX_PROMPT:,}. Shorten it."
+            )
+        for name in ("width", "height", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                refuse(name, "must be at least 1")
+        if not 1 <= self.count <= 1000:
+            refuse("count", "must be from 1 to 1000")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            refuse("seed", "must be from 0 to 2^64 - 1")
+        if self.cfg_scale is not None and not 0 <= self.cfg_scale <= 1000:
+            refuse("cfg_scale", "must be from 0 to 1000")
+        if not 0 <= self.guidance_rescale <= 1:
+            refuse("guidance_rescale", "must be from 0 to 1")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            refuse("guidance_interval", "must be two sigmas, the lower first")
+        if self.dynamic_threshold is not None and not 0 < self.dynamic_threshold <= 1:
+            refuse("dynamic_threshold", "must be in (0, 1]")
+        if self.eta is not None and not 0 <= self.eta <= 10:
+            refuse("eta", "must be from 0 to 10")
+        if self.clip_skip is not None and not 1 <= self.clip_skip <= 12:
+            refuse("clip_skip", "must be from 1 to 12")
+        if self.refiner_start is not None and not 0 < self.refiner_start < 1:
+            refuse("refiner_start", "must be between 0 and 1")
+        if self.sigmas is not None:
+            falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
+            if len(self.sigmas) < 2 or not falling or not 0 <= self.sigmas[-1] <= self.sigmas[0] < inf:
+                refuse("sigmas", "must be at least two finite numbers, decreasing, the last 0 or more")
+
+
+MAX_PROMPT = 20_000
+"""Characters. A limit against requests that would run for hours, far above any prompt a person writes."""

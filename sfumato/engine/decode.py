@@ -1,0 +1,58 @@
+"""Latents become pixels: one picture at a time, in tiles where it is large, again in float32 where half overflowed."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sfumato.families.types import Model
+from sfumato.models.overflow import decode_safely, decode_whole
+from sfumato.models.tiling import decode_tiled
+
+TILE_ABOVE = 1536
+"""Pixels a side beyond which the decoder runs in tiles: its activations grow with the area."""
+
+
+TILE, OVERLAP = 64, 16
+"""Latent positions: side of a tile unless the caller says otherwise, and what neighbours share of a full one."""
+
+
+def tile_of(model: Model, latent_shape: tuple[int, ...], tile: int | None) -> int | None:
+    """Side of the tiles in which latents (..., h, w) are decoded; None: whole."""
+    height, width = latent_shape[-2:]
+    if tile is None:
+        return TILE if max(height, width) * model.latent.factor > TILE_ABOVE else None
+    return tile if max(height, width) > tile else None
+
+
+@torch.inference_mode()
+def decode(model: Model, latents: Tensor, tile: int | None = None) -> tuple[Tensor, list[str]]:
+    """Pictures of the diffusion model's latents.
+
+    Args:
+        latents: [B, C, h, w].
+        tile: side of the decoder's tiles in latent positions; None: whole pictures, unless they are huge.
+
+    Returns:
+        [B, 3, H, W] uint8 on the CPU, and notes on what had to be done.
+
+    Raises:
+        NumericError: the latents, or the pictures even in float32, are not finite.
+    """
+    autoencoder = model.parts["vae"]
+    dtype = next((p.dtype for p in autoencoder.parameters()), torch.float32)  # packed for the CPU, it has none
+    z = model.latent.to_autoencoder(latents).to(dtype)
+    side = tile_of(model, tuple(latents.shape), tile)
+    how = decode_whole if side is None else partial(decode_tiled, tile=side, overlap=side * OVERLAP // TILE)
+    pictures, notes = [], []
+    for row in torch.split(z, 1):
+        x, note = decode_safely(autoencoder, row, how)  # type: ignore[arg-type]
+        pictures.append(to_pixels(x))
+        if note and note not in notes:
+            notes.append(note)
+    return torch.cat(pictures), notes
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] -> uint8 on the CPU, rounded to the nearest of 0 … 255."""
+    return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()

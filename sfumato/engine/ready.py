@@ -1,0 +1,37 @@
+"""A model made ready to draw fast on the device it is on, with the same result."""
+
+from sfumato.engine.pack import BALANCED, FAST, Packing, pack
+from sfumato.families.types import Model
+
+
+def make_ready(model: Model) -> None:
+    """Pack the denoiser and the autoencoder for the CPU, where native kernels are to be had; elsewhere do nothing.
+
+    Afterwards the networks can no longer be trained or changed, nor rest in their files. What was done, or why nothing
+    was, is added to the model's notes.
+    """
+    if model.device.type != "cpu":
+        return
+    # The autoencoder's weights are few and its pictures large: there transformed weights cost little and gain most.
+    done = [ready(model, model.family.denoiser, BALANCED), ready(model, "vae", FAST)]
+    if why := next((packing.why for packing in done if packing.why), ""):
+        model.notes.append(f"Without native kernels, so slower: {why}.")
+    else:
+        layers = sum(packing.layers for packing in done)
+        model.notes.append(f"Native kernels in {layers} layers, {sum(p.winograd for p in done)} of them by Winograd.")
+
+
+def ready(model: Model, name: str, growth: float) -> Packing:
+    """Pack one part, giving the pages of its file back layer by layer: plain weights never stand beside packed ones."""
+    part = model.files.get(name)
+
+    def release(layer: str) -> None:
+        if part is not None:
+            for key, tensor in part.tensors.items():
+                if key.startswith(f"{layer}."):
+                    tensor.release()
+
+    packing = pack(model.parts[name], growth, release)
+    if packing.layers:
+        model.files.pop(name, None)
+    return packing

@@ -1,0 +1,225 @@
+"""What a computation costs, counted without doing it: it is run on the meta device, where tensors have no content.
+
+The true modules are run, so nothing here knows of U-Nets or autoencoders. Each operation that reaches the backend is
+seen: its multiplications, the bytes it reads and writes, and the tensors that are alive while it runs.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
+Kind = Literal["convolution", "product", "attention", "movement"]
+"""What an operation's time hangs on: each kind has a measured rate."""
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the backend.
+
+    Attributes:
+        flops: floating-point operations, a multiplication and an addition counted as two.
+        moved: bytes read and written.
+    """
+
+    kind: Kind
+    flops: int
+    moved: int
+
+
+@dataclass
+class Work:
+    """What a computation costs.
+
+    Attributes:
+        operations: in the order in which they ran.
+        peak: bytes of the tensors it made, and of what its operations hold aside, when they were the most.
+        kept: bytes that were still alive when it had ended: its result.
+        read: bytes of the given tensors that it used, tables of embeddings left out.
+    """
+
+    operations: list[Operation] = field(default_factory=list)
+    peak: int = 0
+    kept: int = 0
+    read: int = 0
+
+    @property
+    def flops(self) -> int:
+        """Of all operations."""
+        return sum(operation.flops for operation in self.operations)
+
+
+def trace(call: Callable[[], T], given: Iterable[Tensor] = (), device: str = "cpu") -> tuple[T, Work]:
+    """Run a computation on meta tensors and count.
+
+    Args:
+        call: the computation.
+        given: tensors that were there before (weights, inputs); they are not counted.
+        device: type of the device that is to do it in earnest, which decides what its operations hold aside.
+
+    Returns:
+        What ``call`` returned, and its cost.
+    """
+    counter = _Counter(given, device)
+    with torch.inference_mode(), counter:  # with gradients, attention would be taken apart
+        result = call()
+    counter.work.kept = counter.live
+    return result, counter.work
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    """All parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def size(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(tensor.nbytes for tensor in weights(module))
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hears every operation, down to those that the backend does itself."""
+
+    def __init__(self, given: Iterable[Tensor], device: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.work = Work()
+        self.live = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._held = [tensor.untyped_storage() for tensor in given]  # an id is one storage's while that one lives
+        self._given = {id(storage): storage.nbytes() for storage in self._held}
+        self._read: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in SHAPES:
+            result = SHAPES[func](*args, **kwargs)
+        else:
+            if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+                with self:  # in inference mode composite operations come whole
+                    return func.decompose(*args, **kwargs)
+            result = func(*args, **kwargs)
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self._born(outputs)
+        self._note(func, args, inputs, outputs)
+        return result
+
+    def _born(self, outputs: Sequence[Tensor]) -> None:
+        for tensor in outputs:
+            storage = tensor.untyped_storage()
+            key = id(storage)
+            if key in self._given or key in self._alive or tensor.device != META:
+                continue
+            count = storage.nbytes()
+
+            def died(_: Any, key: int = key, count: int = count) -> None:
+                self.live -= count
+                self._alive.pop(key, None)
+
+            self._alive[key] = weakref.ref(storage, died)
+            self.live += count
+
+    def _note(self, func: Any, args: tuple[Any, ...], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        aside = 0
+        looked_up = func is _aten.embedding.default  # a few rows of a table, which is as good as nothing
+        for key in {id(t.untyped_storage()) for t in inputs[looked_up:]} & self._given.keys() - self._read:
+            self._read.add(key)
+            self.work.read += self._given[key]
+        if func in FLOPS:
+            kind, count = FLOPS[func]
+            flops = count(args, outputs)
+            moved = sum(t.nbytes for t in (*inputs, *outputs))
+            if kind == "convolution" and self.device == "cpu":
+                aside = _repacked(inputs, outputs)
+            self.work.operations.append(Operation(kind, flops, moved))
+        elif not _is_view(inputs, outputs):
+            moved = sum(t.nbytes for t in (*inputs, *outputs) if t.device == META)
+            self.work.operations.append(Operation("movement", 0, moved))
+        self.work.peak = max(self.work.peak, self.live + aside)
+
+
+def _is_view(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether nothing was computed: the results are other looks at what was there, or not of this device."""
+    there = {id(t.untyped_storage()) for t in inputs}
+    return all(id(t.untyped_storage()) in there or t.device != META for t in outputs)
+
+
+def _repacked(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+    """Bytes that oneDNN holds aside in a convolution: weights in its own order, and so the pictures unless they are
+    channels-last. A 1 x 1 convolution is a product and needs neither."""
+    x, weight = inputs[0], inputs[1]
+    if weight.shape[2:].numel() == 1:
+        return 0
+    plain = not x.is_contiguous(memory_format=torch.channels_last)
+    return weight.nbytes + (x.nbytes + outputs[0].nbytes if plain else 0)
+
+
+# How the backends lay out what they make, where the meta device does otherwise or takes many operations for one.
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+    """No backend of ours spills the logits. The result lies as the queries did, heads inside positions."""
+    return torch.empty(
+        q.shape[0], q.shape[2], q.shape[1], v.shape[3], dtype=q.dtype, device=q.device
+    ).transpose(1, 2)
+
+
+def _normalised(x: Tensor, *args: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    count, groups = args[2], args[5]
+    statistics = [torch.empty(count, groups, dtype=x.dtype, device=x.device) for _ in range(2)]
+    return torch.empty_like(x), statistics[0], statistics[1]
+
+
+def _upsampled(x: Tensor, size: Sequence[int], *_: Any, **__: Any) -> Tensor:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+_aten = torch.ops.aten
+SHAPES: Mapping[Any, Callable[..., Any]] = {
+    _aten.scaled_dot_product_attention.default: _attention,
+    _aten.native_group_norm.default: _normalised,
+    _aten.upsample_nearest2d.default: _upsampled,
+}
+
+
+def _product(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    return 2 * outputs[0].numel() * int(args[-1].shape[-2])
+
+
+def _added_product(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    return 2 * outputs[0].numel() * int(args[2].shape[-2])
+
+
+def _convolved(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    transposed = bool(args[6])
+    places = args[0].numel() // args[0].shape[1] if transposed else outputs[0].numel() // outputs[0].shape[1]
+    return 2 * places * int(args[1].numel())
+
+
+def _attended(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    q, k, v = args[:3]
+    rows = int(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+    return 2 * rows * int(q.shape[3] + v.shape[3])
+
+
+FLOPS: Mapping[Any, tuple[Kind, Callable[[tuple[Any, ...], Sequence[Tensor]], int]]] = {
+    _aten.mm.default: ("product", _product),
+    _aten.bmm.default: ("product", _product),
+    _aten.addmm.default: ("product", _added_product),
+    _aten.baddbmm.default: ("product", _added_product),
+    _aten.convolution.default: ("convolution", _convolved),
+    _aten.scaled_dot_product_attention.default: ("attention", _attended),
+}

@@ -1,0 +1,72 @@
+"""An autoencoder alone, in whichever of its files people have it."""
+
+from pathlib import Path
+
+from sfumato.checkpoints.diffusers import read_folder, read_part
+from sfumato.checkpoints.hub import locate
+from sfumato.checkpoints.keymap import KeyMap
+from sfumato.checkpoints.kinds import describe
+from sfumato.checkpoints.lazy import Lazy, Tensors, under
+from sfumato.checkpoints.ldm import VAE_PREFIX, vae_rows
+from sfumato.checkpoints.parts import Part
+from sfumato.checkpoints.store import open_file
+from sfumato.core.errors import CheckpointError
+from sfumato.models.autoencoder import SD_VAE, AutoencoderConfig
+from sfumato.models.tiny_autoencoder import TinyConfig, from_taesd
+
+HALVES = ("encoder", "decoder")
+
+
+def read_autoencoder(source: str | Path, variant: str | None = None, like: AutoencoderConfig = SD_VAE) -> Part:
+    """Open an autoencoder; nothing is read but headers and configs.
+
+    Args:
+        source: a folder with config.json and weights; a whole model's folder; a single file in LDM's names, or a whole
+            model's single file; or either of TAESD's two files, whose names end in ``encoder`` and ``decoder`` (the
+            other is looked for beside it).
+        like: the config of a single file in LDM's names, which holds none.
+
+    Raises:
+        CheckpointError: it holds no autoencoder that is known here.
+    """
+    path = locate(source, variant)
+    if path.is_dir():
+        if (path / "model_index.json").exists():
+            parts = read_folder(path, variant).parts
+            if "vae" not in parts:
+                raise CheckpointError(f"{path} is a model without an autoencoder.")
+            return parts["vae"]
+        return read_part(path, variant=variant)
+    tensors = open_file(path).tensors
+    if is_taesd(tensors):
+        return taesd(path)
+    if any(name.startswith(VAE_PREFIX) for name in tensors):
+        tensors = under(tensors, VAE_PREFIX)
+    if "encoder.down.0.block.0.conv1.weight" not in tensors:
+        seems = describe(tensors)
+        raise CheckpointError(f"{path} holds no autoencoder{f'; it seems to be {seems}' if seems else ''}.")
+    empty = Part("AutoencoderKL", like, {}, str(path))
+    rows = KeyMap(vae_rows(like), (r"loss\..*", r"model_ema\..*")).only(empty.build().state_dict().keys())
+    ours, _ = rows.to_ours(tensors, str(path))
+    return Part("AutoencoderKL", like, ours, str(path))
+
+
+def is_taesd(tensors: Tensors) -> bool:
+    """Whether names are positions in a sequence, as in TAESD's own files."""
+    return bool(tensors) and all(name.split(".")[0].isdigit() for name in tensors)
+
+
+def taesd(path: Path) -> Part:
+    """The two halves of a TAESD, given the file of one."""
+    half = next((half for half in HALVES if path.stem.endswith(half)), None)
+    if half is None:
+        raise CheckpointError(f"{path} is half of a TAESD; its name has to end in encoder or decoder to say which.")
+    found: dict[str, Lazy] = {}
+    for name in HALVES:
+        file = path.with_name(path.name.replace(half, name))
+        if not file.exists():
+            raise CheckpointError(f"{path} is the {half} of a TAESD; its {name} {file} is not there.")
+        found |= from_taesd("encoder" if name == "encoder" else "decoder", open_file(file).tensors)
+    channels = found["decoder.layers.0.weight"].shape[1]
+    config = TinyConfig(latent_channels=channels, use_midblock_gn=any(".pool." in n for n in found))
+    return Part("AutoencoderTiny", config, found, str(path))

@@ -1,0 +1,119 @@
+"""A checkpoint in another format, written, read back, and compared tensor by tensor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from sfumato.checkpoints.diffusers import Folder, write_folder
+from sfumato.checkpoints.lazy import Lazy
+from sfumato.checkpoints.ldm import Layout, write_single_file
+from sfumato.checkpoints.parts import Part
+from sfumato.core.errors import CheckpointError
+from sfumato.families.load import Found, find
+from sfumato.families.single_file import VARIANTS
+
+CLASSES = {
+    "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "latent": "StableDiffusionPipeline",
+    "sd1-inpaint": "StableDiffusionInpaintPipeline", "sd2-inpaint": "StableDiffusionInpaintPipeline",
+    "sd2-depth": "StableDiffusionDepth2ImgPipeline", "sd2-upscale": "StableDiffusionUpscalePipeline",
+    "sdxl": "StableDiffusionXLPipeline", "sdxl-inpaint": "StableDiffusionXLInpaintPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+"""The pipeline class under which diffusers opens a family's folder."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done.
+
+    Attributes:
+        tensors: how many were compared.
+        exact: whether precision was kept, so that they were compared bit for bit; else up to its rounding.
+    """
+
+    family: str
+    tensors: int
+    exact: bool
+
+
+def convert(
+    source: str | Path, target: Path, *, dtype: torch.dtype | None = None, variant: str | None = None,
+    family: str | None = None, prediction: str | None = None, overwrite: bool = False,
+) -> Conversion:
+    """Write a model as a single file (a target that ends in .safetensors) or as a folder, and verify it.
+
+    Args:
+        dtype: precision of the floating-point weights in the target; None: as they are.
+        variant, family, prediction: see ``families.load.open_model``.
+        overwrite: replace what is there.
+
+    Raises:
+        CheckpointError: the source is no model, the target exists, or what was written reads back differently.
+        CapacityError: the disk is full; nothing is left of the target.
+    """
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target} exists already; give another name, or --overwrite.")
+    found = find(source, variant=variant, family=family, prediction=prediction)
+    if target.suffix == ".safetensors":
+        layout = layout_of(found)
+        write_single_file(target, found.parts, layout, dtype=dtype, metadata={"format": "pt"})
+        predicts = str(found.scheduler.get("prediction_type", "epsilon"))
+        again = find(target, family=found.family.name, prediction=predicts)
+    else:
+        with TemporaryDirectory() as words:
+            tokenizers = {}
+            for name, tokenizer in found.tokenizers.items():
+                tokenizers[name] = Path(words, name)
+                tokenizer.save(tokenizers[name])
+            folder = Folder(
+                CLASSES[found.family.name], found.parts, {"scheduler": found.scheduler}, tokenizers, found.options
+            )
+            write_folder(target, folder, dtype=dtype, overwrite=overwrite)
+        again = find(target, family=found.family.name)
+    return Conversion(found.family.name, compare(found.parts, again.parts, dtype, str(target)), dtype is None)
+
+
+def layout_of(found: Found) -> Layout:
+    """The single-file layout that fits a model's parts.
+
+    Raises:
+        CheckpointError: no single-file format holds such a model.
+    """
+    for variant in VARIANTS.values():
+        layout = variant.layout
+        fits = found.parts["unet"].config.block_out_channels == layout.unet.block_out_channels
+        if variant.family == found.family.name and fits:
+            return layout
+    raise CheckpointError(
+        f"A model of the family {found.family.name} with these widths has no single-file format. "
+        "Convert it to a folder."
+    )
+
+
+def compare(
+    before: Mapping[str, Part], after: Mapping[str, Part], dtype: torch.dtype | None, where: str
+) -> int:
+    """How many tensors are the same in both; raises where one is not."""
+    count = 0
+    for name, part in after.items():
+        if before[name].tensors.keys() != part.tensors.keys():
+            raise CheckpointError(f"{where}: {name} reads back with other names. The source is untouched.")
+        for key, tensor in part.tensors.items():
+            if not same(before[name].tensors[key], tensor, dtype):
+                raise CheckpointError(f"{where}: {name}.{key} reads back differently. The source is untouched.")
+            count += 1
+    return count
+
+
+def same(before: Lazy, after: Lazy, dtype: torch.dtype | None) -> bool:
+    """Bit for bit, after the conversion of precision that was asked for."""
+    one, other = before.read(), after.read()
+    if dtype is not None and one.is_floating_point():
+        one = one.to(dtype)
+    equal = one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    before.release()
+    after.release()
+    return equal

@@ -1,0 +1,230 @@
+"""A name becomes a Model: what it is, which family, on which device, in which precision."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sfumato.checkpoints.diffusers import Folder, read_folder
+from sfumato.checkpoints.hashes import content_hash
+from sfumato.checkpoints.hub import locate
+from sfumato.checkpoints.lazy import Lazy
+from sfumato.checkpoints.ldm import take_apart
+from sfumato.checkpoints.parts import Part
+from sfumato.checkpoints.sniff import sniff
+from sfumato.checkpoints.store import open_file
+from sfumato.core.errors import CheckpointError, RequestError
+from sfumato.families import FAMILIES
+from sfumato.families.autoencoders import read_autoencoder
+from sfumato.families.single_file import OPENCLIP_PAD, recognise, scheduler_of
+from sfumato.families.types import Family, LatentFormat, Model
+from sfumato.models.autoencoder import SD_VAE, AutoencoderConfig
+from sfumato.text import tokenizer
+from sfumato.text.tokenizer import ClipTokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def open_model(
+    source: str | Path, *, device: str | None = None, dtype: Precision | None = None, vae: str | Path | None = None,
+    variant: str | None = None, family: str | None = None, prediction: str | None = None, asleep: bool = False,
+) -> Model:
+    """Open a model: a folder, a single file, or a hub name, in this order.
+
+    Args:
+        device: ``cuda``, ``cuda:1``, ``mps``, ``cpu``; the best there is unless given.
+        dtype: the device's best precision unless given.
+        vae: another autoencoder; see ``families.autoencoders.read_autoencoder``.
+        variant: of a folder with several, such as ``fp16``.
+        family: decides where a checkpoint could be of several families.
+        prediction: what the network predicts, where a single file does not tell or the files tell wrong.
+        asleep: leave the weights in their files; the parts are on the meta device until ``engine.residence`` wakes
+            them.
+
+    Raises:
+        CheckpointError: it is not a model, is damaged, or is of several families.
+        RequestError: a device that is not there.
+    """
+    place = pick_device(device)
+    precision = DTYPES[dtype] if dtype is not None else pick_dtype(place)
+    found = find(source, variant=variant, family=family, prediction=prediction)
+    chosen, parts = found.family, dict(found.parts)
+    if vae is not None:
+        own = parts["vae"].config if "vae" in parts else None
+        parts["vae"] = read_autoencoder(vae, variant, own if isinstance(own, AutoencoderConfig) else SD_VAE)
+    check_latents(chosen, parts)
+    modules: dict[str, Any] = {
+        name: part.outline(precision) if asleep else part.load(precision, place, channels_last=place.type != "cpu")
+        for name, part in parts.items()
+    }
+    config = parts["vae"].config
+    latent = LatentFormat(
+        channels=config.latent_channels, factor=modules["vae"].factor, scale=config.scaling_factor,
+        shift=getattr(config, "shift_factor", None) or 0.0, rgb=chosen.rgb,
+    )
+    sample = parts[chosen.denoiser].config.sample_size
+    return Model(
+        family=chosen,
+        parts=modules,
+        tokenizers=dict(found.tokenizers),
+        scheduler=found.scheduler if prediction is None else {**found.scheduler, "prediction_type": prediction},
+        latent=latent,
+        source=str(source),
+        digest=cache(lambda: digest(parts)),
+        size=sample * latent.factor if sample else chosen.size,
+        options=found.options,
+        device=place,
+        dtype=precision,
+        notes=[f"{chosen.title}, {str(precision).removeprefix('torch.')} on {describe(place)}."],
+        files=parts,
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model before its weights are read.
+
+    Attributes:
+        scheduler: as scheduler_config.json has it.
+        options: plain values of model_index.json.
+    """
+
+    family: Family
+    parts: Mapping[str, Part]
+    tokenizers: Mapping[str, ClipTokenizer]
+    scheduler: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def find(
+    source: str | Path, *, variant: str | None = None, family: str | None = None, prediction: str | None = None
+) -> Found:
+    """The model's parts, wherever they lie; nothing is read but headers and configs.
+
+    Raises:
+        CheckpointError: see ``open_model``.
+    """
+    path = locate(source, variant)
+    return in_folder(path, variant, family) if sniff(path) == "folder" else in_file(path, family, prediction)
+
+
+def in_folder(path: Path, variant: str | None, family: str | None) -> Found:
+    """The model in a folder as diffusers lays it out."""
+    folder = read_folder(path, variant)
+    chosen: Family = FAMILIES.get(family or family_of(folder))
+    return Found(
+        chosen,
+        folder.parts,
+        {name: tokenizer.load(place) for name, place in folder.tokenizers.items()},
+        folder.schedulers.get("scheduler", chosen.scheduler),
+        folder.options,
+    )
+
+
+def in_file(path: Path, family: str | None, prediction: str | None) -> Found:
+    """The model in a single file, with CLIP's own tokenizer, since such files have none."""
+    file = open_file(path)
+    variant, predicted = recognise(file.tensors, str(path), family, prediction)
+    chosen: Family = FAMILIES.get(variant.family)
+    towers = {
+        name.replace("text_encoder", "tokenizer"): tokenizer.builtin(OPENCLIP_PAD)
+        if tower.naming == "openclip" else tokenizer.builtin()
+        for name, tower in variant.layout.text.items()
+    }
+    scheduler = scheduler_of(chosen, predicted, file.tensors)
+    return Found(chosen, take_apart(file, variant.layout).parts, towers, scheduler, {})
+
+
+PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
+    "StableDiffusionPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
+    "StableDiffusionImg2ImgPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
+    "StableDiffusionInpaintPipeline": lambda parts: {768: "sd1-inpaint", 1024: "sd2-inpaint"}.get(width(parts), ""),
+    "StableDiffusionDepth2ImgPipeline": lambda parts: "sd2-depth",
+    "StableDiffusionUpscalePipeline": lambda parts: "sd2-upscale",
+    "StableDiffusionXLPipeline": lambda parts: "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": lambda parts: "sdxl" if "text_encoder" in parts else "sdxl-refiner",
+    "StableDiffusionXLInpaintPipeline": lambda parts: "sdxl-inpaint",
+}
+"""The family that a folder's pipeline class stands for; where a class serves several, the context's width decides."""
+
+
+def width(parts: Mapping[str, Part]) -> int:
+    """Of the text states that the U-Net attends to."""
+    found: int = parts["unet"].config.cross_attention_dim
+    return found
+
+
+def family_of(folder: Folder) -> str:
+    """The name of a folder's family.
+
+    Raises:
+        CheckpointError: none is known; the message names the flag that decides.
+    """
+    name = PIPELINES[folder.pipeline](folder.parts) if folder.pipeline in PIPELINES else ""
+    if not name:
+        raise CheckpointError(
+            f"{folder.path} is a {folder.pipeline or 'folder without a pipeline class'}, of no family known here. "
+            f"If it is one after all, say which with --family: {', '.join(FAMILIES)}."
+        )
+    return name
+
+
+def check_latents(family: Family, parts: Mapping[str, Part]) -> None:
+    """Refuse an autoencoder whose latents the denoiser was not trained on, as far as shapes and configs can tell."""
+    if "vae" not in parts:
+        raise CheckpointError("The model has no autoencoder (vae); name one with --vae.")
+    config, denoiser = parts["vae"].config, parts[family.denoiser].config
+    channels = getattr(denoiser, "out_channels", config.latent_channels)
+    if config.latent_channels != channels:
+        raise CheckpointError(
+            f"{parts['vae'].where}: its latents have {config.latent_channels} channels, the denoiser's {channels}. "
+            "It is the autoencoder of another model."
+        )
+    expected = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}.get(family.name.split("-")[0])
+    full = isinstance(config, AutoencoderConfig)  # tiny ones speak the denoiser's own scale
+    if full and expected is not None and abs(config.scaling_factor - expected) > 1e-6:
+        known = {0.18215: "Stable Diffusion 1 and 2", 0.13025: "Stable Diffusion XL"}.get(config.scaling_factor)
+        raise CheckpointError(
+            f"{parts['vae'].where}: its scaling_factor is {config.scaling_factor}, that of {family.title} is {expected}"
+            f"{f'; it seems to be the autoencoder of {known}' if known else ''}. The shapes fit, but pictures would "
+            "come out wrong: give the right one with --vae."
+        )
+
+
+def digest(parts: Mapping[str, Part]) -> str:
+    """SHA-256 over the content of all tensors of all parts."""
+    tensors: dict[str, Lazy] = {f"{part}.{name}": t for part, p in parts.items() for name, t in p.tensors.items()}
+    return content_hash(tensors)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or the best there is.
+
+    Raises:
+        RequestError: it is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name is None:
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    there = {"cpu": True, "cuda": cuda, "mps": mps}
+    kind = name.split(":")[0]
+    if not there.get(kind, False):
+        can = ", ".join(k for k, v in there.items() if v)
+        raise RequestError(f"There is no device {name!r} on this machine; there is {can}.")
+    return torch.device(name)
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """The precision in which a device is best: bfloat16 on new GPUs, float16 on old ones, float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def describe(device: torch.device) -> str:
+    """A device as people call it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

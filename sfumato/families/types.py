@@ -1,0 +1,136 @@
+"""What a family declares, and what a loaded model is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.checkpoints.parts import Part
+from sfumato.core.errors import RequestError
+from sfumato.core.request import Request
+from sfumato.nn.conditioning import Conditioning
+from sfumato.text.tokenizer import ClipTokenizer
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """How the autoencoder's latents become the diffusion model's: ``(z - shift) * scale``.
+
+    Attributes:
+        channels: of a latent.
+        factor: pixels a latent pixel stands for, in each direction.
+        scale, shift: measured once, so that the diffusion model sees about unit variance.
+        rgb: [channels][3] linear map from a latent to colours in [-1, 1], for previews that cost nothing; or empty.
+    """
+
+    channels: int
+    factor: int
+    scale: float = 1.0
+    shift: float = 0.0
+    rgb: tuple[tuple[float, float, float], ...] = ()
+
+    def from_autoencoder(self, z: Tensor) -> Tensor:
+        """[B, channels, h, w] as the encoder gives it -> as the diffusion model wants it."""
+        return (z - self.shift) * self.scale
+
+    def to_autoencoder(self, z: Tensor) -> Tensor:
+        """The inverse of ``from_autoencoder``."""
+        return z / self.scale + self.shift
+
+
+class Prompts(NamedTuple):
+    """What a family made of a request's prompts."""
+
+    conditionings: dict[str, Conditioning]  # "positive" and "negative", one row each
+    tokens: dict[str, int]  # tokens used, by the same names
+    notes: Sequence[str]  # what the caller ought to know: text cut off, weights that had no effect
+
+
+@dataclass(frozen=True)
+class Family:
+    """What belongs together, declared once; nothing here is guessed from a checkpoint.
+
+    Attributes:
+        name: ``sd1``, ``sd2``, ``sdxl``, ….
+        title: as people call it.
+        size: width and height in pixels where neither the request nor the checkpoint names any.
+        condition: makes the named conditionings ("positive", "negative") of a request's prompts, one row each.
+        multiple: what width and height must be multiples of.
+        defaults: request fields that the family sets where the user did not.
+        scheduler: how it is sampled where the checkpoint does not say, in the words of scheduler_config.json.
+        tasks: what it draws; a variant that needs a picture beside the prompt has no ``text_to_image``.
+        uses: request fields that mean something to this family and not to all; the others of ``OPTIONAL`` are refused.
+        rgb: see ``LatentFormat``.
+        denoiser: the name of the part that denoises.
+    """
+
+    name: str
+    title: str
+    size: int
+    condition: "Callable[[Model, Request, Sequence[str]], Prompts]"
+    multiple: int = 8
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ("text_to_image",)
+    uses: tuple[str, ...] = ()
+    rgb: tuple[tuple[float, float, float], ...] = ()
+    denoiser: str = "unet"
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse what the network cannot take, and name the nearest that it can."""
+        for name, value in (("width", width), ("height", height)):
+            if value % self.multiple:
+                low = max(value // self.multiple, 1) * self.multiple
+                raise RequestError(
+                    f"{name} = {value}: {self.title} draws multiples of {self.multiple} pixels; "
+                    f"the nearest are {low} and {low + self.multiple}."
+                )
+            if value > MAX_SIDE:
+                raise RequestError(f"{name} = {value}: the limit is {MAX_SIDE} pixels a side.")
+
+
+MAX_SIDE = 16_384
+"""Pixels. Beyond it one picture's activations do not fit any machine, and the request is a slip of the keyboard."""
+
+
+OPTIONAL = ("clip_skip", "original_size", "crop", "refiner_start")
+"""Request fields that only some families can use."""
+
+
+@dataclass
+class Model:
+    """A family's networks with their weights, ready to draw.
+
+    Attributes:
+        parts: by their names in a checkpoint folder: ``unet``, ``vae``, ``text_encoder``, ….
+        tokenizers: ``tokenizer``, ``tokenizer_2``.
+        scheduler: how it is to be sampled, as diffusers' scheduler_config.json says it.
+        options: plain values of the checkpoint's model_index.json.
+        size: width and height in pixels where the request names none.
+        source: where it came from, as the user named it.
+        digest: SHA-256 over all tensors' content, computed when first asked for.
+        notes: what was decided in loading that the user ought to know (device, precision).
+        files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
+            a part's weights or layers takes its entry out.
+    """
+
+    family: Family
+    parts: dict[str, nn.Module]
+    tokenizers: dict[str, ClipTokenizer]
+    scheduler: Mapping[str, Any]
+    latent: LatentFormat
+    source: str
+    digest: Callable[[], str]
+    size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        """The part that denoises."""
+        return self.parts[self.family.denoiser]

@@ -1,0 +1,28 @@
+"""Classifier-free guidance: Ho and Salimans, "Classifier-free diffusion guidance", 2022, eq. 6."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """negative + scale (positive - negative): 1 is the model as it is, 0 the negative alone."""
+
+    scale: float
+
+    def wants(self, sigma: float) -> tuple[str, ...]:
+        if self.scale == 1.0:
+            return ("positive",)
+        return ("negative",) if self.scale == 0.0 else ("positive", "negative")
+
+    def combine(self, outputs: Mapping[str, Tensor], sigma: float) -> Tensor:
+        wanted = self.wants(sigma)
+        if len(wanted) == 1:
+            return outputs[wanted[0]]
+        positive, negative = outputs["positive"], outputs["negative"]
+        return negative + self.scale * (positive - negative)
+
+    def constrain(self, x0: Tensor, sigma: float) -> Tensor:
+        return x0

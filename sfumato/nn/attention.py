@@ -1,0 +1,44 @@
+"""The one attention function, and the tap by which its maps can be read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Tap = Callable[[Tensor, Tensor, str], None]
+"""Is told queries [B, heads, N, d], keys [B, heads, L, d] and the name of the place that attends."""
+
+_tap: ContextVar[Tap | None] = ContextVar("attention_tap", default=None)
+
+
+@contextmanager
+def tapped(tap: Tap) -> Iterator[None]:
+    """While open, ``tap`` hears every attention of this thread that has a name."""
+    token = _tap.set(tap)
+    try:
+        yield
+    finally:
+        _tap.reset(token)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float | None = None,
+    name: str = "",
+) -> Tensor:
+    """softmax(q k^T * scale + mask) v (Vaswani et al., 2017, eq. 1).
+
+    Args:
+        q: [B, heads, N, d]; k, v: [B, heads, L, d].
+        mask: broadcastable to [B, heads, N, L]; bool (True attends) or added to the logits.
+        scale: 1 / sqrt(d) unless given.
+        name: where in the network this is, for the tap; without a name the tap is not told.
+
+    Returns:
+        [B, heads, N, d].
+    """
+    tap = _tap.get()
+    if tap is not None and name:
+        tap(q, k, name)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

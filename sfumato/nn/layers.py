@@ -1,0 +1,60 @@
+"""The layers whose arithmetic can be replaced without a network noticing: convolution, linear, normalised activation.
+
+Networks are written with these and nothing lower. Each takes, as arguments, the addition that follows it in the
+network, so that a packed or native replacement (same attributes, same call) can do both in one pass over memory. Here
+they are plain PyTorch, which is the reference that a replacement is tested against.
+
+Layout: pictures are [B, C, H, W] in channels-last memory, so that ``[B, H * W, C]`` tokens are a view of them.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution, and what is added to its result."""
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """``conv(x) + shift + residual``.
+
+        Args:
+            x: [B, C, H, W].
+            shift: [B or 1, C'], added to every position (a time embedding).
+            residual: [B, C', H', W'].
+        """
+        y = super().forward(x)
+        if shift is not None:
+            y = y + shift[:, :, None, None]
+        return y if residual is None else residual + y
+
+
+class Linear(nn.Linear):
+    """A matrix product, and what is added to its result."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
+        y = super().forward(x)
+        return y if residual is None else residual + y
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He, 2018), and the SiLU that follows it nearly everywhere."""
+
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """[B, C, ...] -> the same shape."""
+        y = super().forward(x)
+        return F.silu(y) if silu else y
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit with GELU (Shazeer, "GLU variants improve transformer", 2020)."""
+
+    def __init__(self, dim: int, inner: int, bias: bool = True) -> None:
+        super().__init__()
+        self.proj = Linear(dim, 2 * inner, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., inner]."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        gated: Tensor = value * F.gelu(gate)
+        return gated

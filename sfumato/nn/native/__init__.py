@@ -1,0 +1,9 @@
+"""Native float32 kernels for inference on CPUs, and the layers that use them.
+
+``available()`` says whether they can be used here and ``why()`` in words; ``sfumato.engine.pack`` puts them into a
+network. Where they cannot be used a network stays as it is, in plain PyTorch, with the same result.
+"""
+
+from sfumato.nn.native.build import available, why
+
+__all__ = ["available", "why"]

@@ -1,0 +1,139 @@
+"""Compiling ``kernels.cpp`` for this machine, once, and loading it.
+
+The library is compiled when it is first wanted, never on import, and kept in ``$XDG_CACHE_HOME/sfumato`` (else
+``~/.cache/sfumato``) under a name that stands for everything it depends on: source, PyTorch, compiler, processor.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import torch
+
+from sfumato.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_name("kernels.cpp")
+_lock = threading.Lock()
+_outcome: str | None = None  # None: not tried yet; "": loaded; else why not
+
+
+class BuildError(Exception):
+    """Why there is no native library, in one sentence."""
+
+
+def available() -> bool:
+    """Whether the native kernels can be used. The first call may compile them: 10 to 30 seconds, once a machine."""
+    global _outcome
+    with _lock:
+        if _outcome is None:
+            try:
+                torch.ops.load_library(build(SOURCE, cache_folder()))  # type: ignore[no-untyped-call]
+                _outcome = ""
+            except BuildError as problem:
+                _outcome = str(problem)
+            except OSError as problem:
+                _outcome = f"the compiled library cannot be loaded: {problem.__cause__ or problem}"
+            if _outcome:
+                log.info("Native kernels are not used: %s", _outcome)
+        return not _outcome
+
+
+def why() -> str:
+    """One line for `sfumato doctor`: whether the native kernels are used, and the reason."""
+    if available():
+        return f"native kernels, {cache_folder()}"
+    return f"plain PyTorch: {_outcome}"
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sfumato"
+
+
+def build(source: Path, folder: Path) -> Path:
+    """The compiled library, from ``folder`` if it is there already.
+
+    Any number of processes may ask at once: one compiles, the others wait for it. What appears under the final name
+    is complete.
+
+    Raises:
+        BuildError: no compiler, a processor without the instructions, a folder that cannot be written, or the
+            compiler's message.
+    """
+    switch = os.environ.get("SFUMATO_NATIVE", "1")
+    if switch not in ("0", "1"):
+        raise ConfigError(f"SFUMATO_NATIVE={switch}: 1 allows native kernels (the default), 0 turns them off.")
+    if switch == "0":
+        raise BuildError("turned off by SFUMATO_NATIVE=0")
+    processor = _processor()
+    command = _command(_compiler())
+    try:
+        stamp = "\0".join([source.read_text(encoding="utf-8"), torch.__version__, *command, processor])
+        library = folder / f"{source.stem}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.so"
+        if library.exists():
+            return library
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(library.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or the process dies
+            if not library.exists():
+                log.info("Compiling native kernels (once on this machine) …")
+                _compile(command, source, library)
+    except OSError as problem:
+        raise BuildError(f"nothing can be kept in {folder}: {problem}") from None
+    return library
+
+
+def _compile(command: list[str], source: Path, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as place:
+        made = Path(place) / library.name
+        line = [*command, str(source), "-o", str(made), "-ltorch_cpu", "-lc10"]  # libraries come after their users
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise BuildError(f"{command[0]} failed: {lines[0] if lines else f'status {done.returncode}'}")
+        os.replace(made, library)
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    if named:
+        return named
+    for name in ("c++", "g++", "clang++"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise BuildError("there is no C++ compiler (install g++ or clang++, or name one in CXX)")
+
+
+def _command(compiler: str) -> list[str]:
+    root = Path(torch.__file__).parent
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return [
+        *shlex.split(compiler), "-std=c++20", "-O3", "-march=native" if x86 else "-mcpu=native", "-fopenmp",
+        "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}", f"-L{root / 'lib'}",
+    ]
+
+
+def _processor() -> str:
+    """The instructions that this machine has."""
+    if platform.system() != "Linux":
+        raise BuildError(f"they are written for Linux, this is {platform.system()}")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError as problem:
+        raise BuildError(f"the processor is unknown: {problem}") from None
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    if platform.machine() == "x86_64" and not {"avx2", "fma"} <= set(found.split()):
+        raise BuildError("this processor has no AVX2 and FMA")
+    return found

@@ -1,0 +1,618 @@
+// Fused float32 kernels for inference on CPUs.
+//
+//   linear       matrix product, + bias + residual
+//   geglu        matrix product, + bias, one half gated by the other
+//   convolution  any kernel, stride and padding, + bias + shift + residual
+//   winograd     the same for kernels of 3x3 with stride 1 and padding 1, by fewer multiplications
+//   group_norm   group normalisation, + SiLU
+//
+// Pictures are [B, C, H, W] in channels-last memory, so that the innermost loop always runs over channels. Weights are
+// packed once into panels of kPanel output columns, [panel][depth][kPanel], which the matrix product reads front to back.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+// ---------------------------------------------------------------------------------------------------- vectors
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;  // floats in a register
+constexpr int kRows = 12;   // rows of the micro-kernel: 24 accumulators of 32 registers
+#else
+constexpr int kWidth = 8;
+constexpr int kRows = 6;    // 12 accumulators of 16 registers
+#endif
+constexpr int kPanel = 2 * kWidth;
+
+typedef float Vec __attribute__((vector_size(4 * kWidth)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kWidth)));
+typedef float UnalignedVec __attribute__((vector_size(4 * kWidth), aligned(4)));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec splat(float value) { return value - Vec{}; }
+
+// e^x to 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r, n added to the exponent's bits.
+inline Vec exp(Vec x) {
+  x = x > 88.f ? splat(88.f) : x;
+  x = x < -87.f ? splat(-87.f) : x;
+  const Vec shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: the low bits now hold round(x / ln 2)
+  const Vec n = shifted - 12582912.f;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = splat(1.f / 720);
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  const IntVec bits = reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23);
+  return reinterpret_cast<Vec>(bits);
+}
+
+inline Vec silu(Vec x) { return x / (1.f + exp(-x)); }
+
+// x Phi(x), the error function by Abramowitz and Stegun 7.1.26: |error| <= 1.5e-7.
+inline Vec gelu(Vec x) {
+  const Vec z = (x < 0.f ? -x : x) * 0.70710678f;
+  const Vec t = 1.f / (1.f + 0.3275911f * z);
+  Vec p = splat(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const Vec tail = 0.5f * p * t * exp(-z * z);  // 1 - Phi(|x|)
+  return x * (x < 0.f ? tail : 1.f - tail);
+}
+
+// ---------------------------------------------------------------------------------------------- matrix product
+
+constexpr int64_t kDepth = 24576 / (4 * kPanel);  // of one pass: 24 KB of the weights, which stay in the first-level cache
+
+// c[R][kPanel] (+)= a[R][depth] b[depth][kPanel]; the rows of a are `stride` floats apart.
+template <int R>
+void micro(const float* a, int64_t stride, const float* b, int64_t depth, float* c, bool add) {
+  Vec sum[R][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) {
+    sum[r][0] = add ? load(c + r * kPanel) : Vec{};
+    sum[r][1] = add ? load(c + r * kPanel + kWidth) : Vec{};
+  }
+  for (int64_t k = 0; k < depth; k++, b += kPanel) {
+    const Vec b0 = load(b), b1 = load(b + kWidth);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+      const Vec ar = splat(a[r * stride + k]);
+      sum[r][0] += ar * b0;
+      sum[r][1] += ar * b1;
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++) {
+    store(c + r * kPanel, sum[r][0]);
+    store(c + r * kPanel + kWidth, sum[r][1]);
+  }
+}
+
+template <int R>
+void micro(int64_t rows, const float* a, int64_t stride, const float* b, int64_t depth, float* c, bool add) {
+  if (rows == R) return micro<R>(a, stride, b, depth, c, add);
+  if constexpr (R > 1) micro<R - 1>(rows, a, stride, b, depth, c, add);
+}
+
+// c[rows][kPanel] = a[rows][depth] b[depth][kPanel], in passes of like depth and groups of like height.
+void multiply(const float* a, int64_t stride, int64_t rows, const float* b, int64_t depth, float* c) {
+  const int64_t passes = (depth + kDepth - 1) / kDepth, groups = (rows + kRows - 1) / kRows;
+  for (int64_t p = 0; p < passes; p++) {
+    const int64_t k = depth * p / passes, part = depth * (p + 1) / passes - k;
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t r = rows * g / groups, height = rows * (g + 1) / groups - r;
+      micro<kRows>(height, a + r * stride + k, stride, b + k * kPanel, part, c + r * kPanel, p > 0);
+    }
+  }
+}
+
+int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
+
+// [out, in] -> [panels, in, kPanel], the last panel filled up with zeros.
+Tensor pack_linear(const Tensor& weight_) {
+  const Tensor weight = weight_.contiguous();
+  TORCH_CHECK(weight.dim() == 2, "pack_linear: weights must be [out, in]");
+  const int64_t out = weight.size(0), in = weight.size(1), P = panels(out);
+  Tensor packed = at::empty({P, in, kPanel}, weight.options());
+  const float* w = weight.const_data_ptr<float>();
+  float* to = packed.mutable_data_ptr<float>();
+  at::parallel_for(0, P, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; p++)
+      for (int64_t k = 0; k < in; k++)
+        for (int64_t j = 0; j < kPanel; j++) {
+          const int64_t column = p * kPanel + j;
+          to[(p * in + k) * kPanel + j] = column < out ? w[column * in + k] : 0.f;
+        }
+  });
+  return packed;
+}
+
+constexpr int64_t kBlock = 16 * kRows;      // rows of one task
+constexpr int64_t kCache = int64_t(3) << 20;  // bytes a thread of what is prepared for one chunk of tasks
+
+// What is added to the rows of a product, and where they go: y[row][column].
+struct Output {
+  float* y;
+  int64_t columns;
+  const float* bias;      // [columns], or null
+  const float* shift;     // [row / area][columns], or null
+  const float* residual;  // [row][columns], or null
+  int64_t area;
+};
+
+// The first `count` values of a register, for the ragged end of a row.
+inline void store_some(float* to, Vec v, int64_t count) {
+  if (count >= kWidth) return store(to, v);
+  for (int64_t i = 0; i < count; i++) to[i] = v[i];
+}
+inline Vec load_some(const float* from, int64_t count) {
+  if (count >= kWidth) return load(from);
+  Vec v{};
+  for (int64_t i = 0; i < count; i++) v[i] = from[i];
+  return v;
+}
+
+// Rows [start, start + count) of a b + bias + shift + residual, where `a` points at row `start`.
+void product(const float* a, int64_t start, int64_t count, const float* b, int64_t depth, const Output& out) {
+  const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(out.columns);
+  at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> sums(kBlock * kPanel);
+    for (int64_t task = begin; task < end; task++) {
+      // Blocks are the outer loop: the second-level cache holds one while its panels of weights pass by.
+      const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
+      multiply(a + first * depth, depth, rows, b + p * depth * kPanel, depth, sums.data());
+      for (int64_t j = 0; j < kPanel; j += kWidth) {
+        const int64_t column = p * kPanel + j, valid = out.columns - column;
+        if (valid <= 0) break;
+        const Vec bias = out.bias ? load_some(out.bias + column, valid) : Vec{};
+        for (int64_t r = 0; r < rows; r++) {
+          const int64_t row = start + first + r, at = row * out.columns + column;
+          Vec v = load(sums.data() + r * kPanel + j) + bias;
+          if (out.shift) v += load_some(out.shift + row / out.area * out.columns + column, valid);
+          if (out.residual) v += load_some(out.residual + at, valid);
+          store_some(out.y + at, v, valid);
+        }
+      }
+    }
+  });
+}
+
+void check_weights(const Tensor& packed, int64_t depth, int64_t columns) {
+  TORCH_CHECK(packed.is_contiguous() && packed.size(0) == panels(columns) && packed.size(-2) == depth &&
+                  packed.size(-1) == kPanel,
+              "weights ", packed.sizes(), " were not packed for ", depth, " -> ", columns, " channels here");
+}
+
+// ------------------------------------------------------------------------------------------------------ linear
+
+// x W^T + bias + residual on [..., in].
+Tensor linear(const Tensor& x_, const Tensor& packed, const Maybe& bias, const Maybe& residual_, int64_t columns) {
+  const Tensor x = x_.contiguous();
+  const int64_t depth = x.size(-1);
+  check_weights(packed, depth, columns);
+  auto shape = x.sizes().vec();
+  shape.back() = columns;
+  Tensor y = at::empty(shape, x.options());
+  Maybe residual;
+  if (residual_) residual = residual_->expand(shape).contiguous();
+  product(x.const_data_ptr<float>(), 0, x.numel() / depth, packed.const_data_ptr<float>(), depth,
+          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1});
+  return y;
+}
+
+// Shazeer, "GLU variants improve transformer" (2020): (x V^T + b) * gelu(x W^T + c), where the weights are V over W.
+// Value and gate are made together, so that the wide intermediate never leaves the cache.
+Tensor geglu(const Tensor& x_, const Tensor& packed, const Maybe& bias, int64_t columns) {
+  const Tensor x = x_.contiguous();
+  const int64_t depth = x.size(-1), count = x.numel() / depth, P = panels(columns);
+  check_weights(packed, depth, 2 * columns);
+  TORCH_CHECK(columns % kPanel == 0, "geglu: the width must be a multiple of ", kPanel);
+  auto shape = x.sizes().vec();
+  shape.back() = columns;
+  Tensor y = at::empty(shape, x.options());
+  const float *xp = x.const_data_ptr<float>(), *wp = packed.const_data_ptr<float>(), *bp = pointer(bias);
+  float* yp = y.mutable_data_ptr<float>();
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(kBlock * kPanel), gates(kBlock * kPanel);
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
+      multiply(xp + first * depth, depth, rows, wp + p * depth * kPanel, depth, values.data());
+      multiply(xp + first * depth, depth, rows, wp + (P + p) * depth * kPanel, depth, gates.data());
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < kPanel; j += kWidth) {
+          const int64_t column = p * kPanel + j;
+          Vec v = load(values.data() + r * kPanel + j), g = load(gates.data() + r * kPanel + j);
+          if (bp) v += load(bp + column), g += load(bp + columns + column);
+          store(yp + (first + r) * columns + column, v * gelu(g));
+        }
+    }
+  });
+  return y;
+}
+
+// ------------------------------------------------------------------------------------------- direct convolution
+
+// [K, C, height, width] -> [panels, height * width * C, kPanel]: the depth runs over taps, then channels.
+Tensor pack_convolution(const Tensor& weight) {
+  TORCH_CHECK(weight.dim() == 4, "pack_convolution: weights must be [out, in, height, width]");
+  return pack_linear(weight.permute({0, 2, 3, 1}).reshape({weight.size(0), -1}));
+}
+
+// conv(x) + bias + shift + residual, as a product of the patches under the kernel with the weights.
+Tensor convolution(const Tensor& x_, const Tensor& packed, const Maybe& bias, const Maybe& shift_,
+                   const Maybe& residual_, int64_t columns, int64_t height, int64_t width, int64_t step, int64_t padding) {
+  const auto layout = at::MemoryFormat::ChannelsLast;
+  const Tensor x = x_.contiguous(layout);
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), depth = height * width * C;
+  const int64_t down = (H + 2 * padding - height) / step + 1, across = (W + 2 * padding - width) / step + 1;
+  check_weights(packed, depth, columns);
+  TORCH_CHECK(H + 2 * padding >= height && W + 2 * padding >= width, "convolution: a picture smaller than the kernel");
+  Tensor y = at::empty({N, columns, down, across}, x.options().memory_format(layout));
+  Maybe residual, shift;
+  if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
+  if (shift_) shift = shift_->expand({N, columns}).contiguous();
+  const float *xp = x.const_data_ptr<float>(), *wp = packed.const_data_ptr<float>();
+  const int64_t area = down * across, rows = N * area;
+  const Output out{y.mutable_data_ptr<float>(), columns, pointer(bias), pointer(shift), pointer(residual), area};
+  if (height == 1 && width == 1 && step == 1 && padding == 0) {  // the pictures are the patches
+    product(xp, 0, rows, wp, depth, out);
+    return y;
+  }
+
+  const int64_t fit = kCache * at::get_num_threads() / (depth * 4);
+  const int64_t chunk = std::min(rows, std::max(fit / kBlock, int64_t(1)) * kBlock);
+  Tensor buffer = at::empty({chunk, depth}, x.options());
+  float* patches = buffer.mutable_data_ptr<float>();
+  for (int64_t start = 0; start < rows; start += chunk) {
+    const int64_t count = std::min(chunk, rows - start);
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) {
+        const int64_t n = (start + r) / area, y0 = (start + r) / across % down * step - padding;
+        const int64_t x0 = (start + r) % across * step - padding;
+        float* to = patches + r * depth;
+        for (int64_t i = 0; i < height; i++)
+          for (int64_t j = 0; j < width; j++, to += C) {
+            const bool inside = y0 + i >= 0 && y0 + i < H && x0 + j >= 0 && x0 + j < W;
+            if (inside)
+              std::copy_n(xp + ((n * H + y0 + i) * W + x0 + j) * C, C, to);
+            else
+              std::fill_n(to, C, 0.f);
+          }
+      }
+    });
+    product(patches, start, count, wp, depth, out);
+  }
+  return y;
+}
+
+// ---------------------------------------------------------------------------------------------------- winograd
+//
+// Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), F(M x M, 3x3): an output tile of M x M is
+// A^T [(G g G^T) * (B^T d B)] A of a patch d of the input, M + 2 wide. The sum over channels turns the elementwise
+// product into one independent matrix product [tiles, C] [C, K] for each of the (M + 2)^2 points of a patch.
+//
+//   M = 4: 36 multiplications for 16 outputs where the direct sum has 144; weights grow from 9 values to 36
+//   M = 2: 16 multiplications for 4 outputs where the direct sum has 36; weights grow from 9 values to 16
+
+template <int M>
+struct Transform;
+
+template <>
+struct Transform<4> {
+  static constexpr double G[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
+                                     {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+  // One dimension of B^T d.
+  static void input(const Vec d[6], Vec o[6]) {
+    const Vec even = d[4] - 4.f * d[2], odd = d[3] - 4.f * d[1];
+    const Vec near = d[4] - d[2], far = 2.f * (d[3] - d[1]);
+    o[0] = 4.f * d[0] - 5.f * d[2] + d[4];
+    o[1] = even + odd;
+    o[2] = even - odd;
+    o[3] = near + far;
+    o[4] = near - far;
+    o[5] = 4.f * d[1] - 5.f * d[3] + d[5];
+  }
+  // One dimension of A^T m.
+  static void output(const Vec m[6], Vec o[4]) {
+    const Vec s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+    o[0] = m[0] + s1 + s2;
+    o[1] = d1 + 2.f * d2;
+    o[2] = s1 + 4.f * s2;
+    o[3] = d1 + 8.f * d2 + m[5];
+  }
+};
+
+template <>
+struct Transform<2> {
+  static constexpr double G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  static void input(const Vec d[4], Vec o[4]) {
+    o[0] = d[0] - d[2];
+    o[1] = d[1] + d[2];
+    o[2] = d[2] - d[1];
+    o[3] = d[1] - d[3];
+  }
+  static void output(const Vec m[4], Vec o[2]) {
+    o[0] = m[0] + m[1] + m[2];
+    o[1] = m[1] - m[2] - m[3];
+  }
+};
+
+// [K, C, 3, 3] -> [panels, points, C, kPanel], G g G^T in double precision, the last panel filled up with zeros.
+template <int M>
+Tensor transform_weight(const Tensor& weight) {
+  constexpr int Q = M + 2;
+  constexpr auto& G = Transform<M>::G;
+  const int64_t K = weight.size(0), C = weight.size(1), P = panels(K);
+  Tensor packed = at::empty({P, Q * Q, C, kPanel}, weight.options());
+  const float* w = weight.const_data_ptr<float>();
+  float* to = packed.mutable_data_ptr<float>();
+  at::parallel_for(0, P * C, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t p = i / C, c = i % C;
+      for (int64_t j = 0; j < kPanel; j++) {
+        const int64_t k = p * kPanel + j;
+        const float* g = w + (k * C + c) * 9;
+        double half[Q][3] = {};
+        if (k < K)
+          for (int a = 0; a < Q; a++)
+            for (int s = 0; s < 3; s++) half[a][s] = G[a][0] * g[s] + G[a][1] * g[3 + s] + G[a][2] * g[6 + s];
+        for (int a = 0; a < Q; a++)
+          for (int b = 0; b < Q; b++)
+            to[((p * Q * Q + a * Q + b) * C + c) * kPanel + j] =
+                static_cast<float>(half[a][0] * G[b][0] + half[a][1] * G[b][1] + half[a][2] * G[b][2]);
+      }
+    }
+  });
+  return packed;
+}
+
+Tensor pack_winograd(const Tensor& weight, int64_t tile) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3, "winograd: weights must be 3x3");
+  TORCH_CHECK(tile == 2 || tile == 4, "winograd: tiles of 2 or 4, not ", tile);
+  return tile == 4 ? transform_weight<4>(weight.contiguous()) : transform_weight<2>(weight.contiguous());
+}
+
+// Where the tiles of a batch of pictures lie.
+struct Tiling {
+  int64_t H, W, M, down, across;
+  Tiling(int64_t H, int64_t W, int64_t M) : H(H), W(W), M(M), down((H + M - 1) / M), across((W + M - 1) / M) {}
+  // Picture, and first row and column of output tile t.
+  void find(int64_t t, int64_t& n, int64_t& y, int64_t& x) const {
+    n = t / (down * across);
+    y = t / across % down * M;
+    x = t % across * M;
+  }
+};
+
+// B^T d B of one tile and all channels; point i goes to `to + i * stride`.
+template <int M>
+void gather_tile(const float* picture, const Tiling& tiling, int64_t y0, int64_t x0, int64_t C, float* to,
+                 int64_t stride) {
+  constexpr int Q = M + 2;
+  for (int64_t c = 0; c < C; c += kWidth) {
+    Vec rows[Q][Q];
+    for (int i = 0; i < Q; i++) {
+      const int64_t y = y0 + i - 1;
+      Vec d[Q];
+      for (int j = 0; j < Q; j++) {
+        const int64_t x = x0 + j - 1;
+        const bool inside = y >= 0 && y < tiling.H && x >= 0 && x < tiling.W;
+        d[j] = inside ? load(picture + (y * tiling.W + x) * C + c) : Vec{};
+      }
+      Transform<M>::input(d, rows[i]);
+    }
+    for (int j = 0; j < Q; j++) {
+      Vec column[Q], o[Q];
+      for (int i = 0; i < Q; i++) column[i] = rows[i][j];
+      Transform<M>::input(column, o);
+      for (int i = 0; i < Q; i++) store(to + (i * Q + j) * stride + c, o[i]);
+    }
+  }
+}
+
+// A^T m A of one tile and one register of channels, `valid` of them, + bias + residual; point i is at `m + i * stride`.
+template <int M>
+void scatter_tile(const float* m, int64_t stride, const Tiling& tiling, int64_t y0, int64_t x0, Vec bias,
+                  const float* residual, float* picture, int64_t K, int64_t valid) {
+  constexpr int Q = M + 2;
+  Vec rows[M][Q];
+  for (int j = 0; j < Q; j++) {
+    Vec column[Q], o[M];
+    for (int i = 0; i < Q; i++) column[i] = load(m + (i * Q + j) * stride);
+    Transform<M>::output(column, o);
+    for (int i = 0; i < M; i++) rows[i][j] = o[i];
+  }
+  for (int i = 0; i < M && y0 + i < tiling.H; i++) {
+    Vec o[M];
+    Transform<M>::output(rows[i], o);
+    for (int j = 0; j < M && x0 + j < tiling.W; j++) {
+      const int64_t at = ((y0 + i) * tiling.W + x0 + j) * K;
+      Vec v = o[j] + bias;
+      if (residual) v += load_some(residual + at, valid);
+      store_some(picture + at, v, valid);
+    }
+  }
+}
+
+// x is [N, C, H, W] in channels-last memory, y the same with K channels.
+template <int M>
+void convolve(const Tensor& x, const float* weights, const float* bias, const float* shift, const float* residual,
+              Tensor& y) {
+  constexpr int64_t points = (M + 2) * (M + 2);
+  const int64_t N = x.size(0), C = x.size(1), K = y.size(1), P = panels(K);
+  const Tiling tiling(x.size(2), x.size(3), M);
+  const int64_t tiles = N * tiling.down * tiling.across, area = tiling.H * tiling.W;
+  const float* xp = x.const_data_ptr<float>();
+  float* yp = y.mutable_data_ptr<float>();
+
+  // Tiles are worked off in chunks whose transforms stay in the last-level cache; all threads share a chunk, each
+  // reading its own part of the weights, which are thereby read once a chunk.
+  const int64_t fit = kCache * at::get_num_threads() / (points * C * 4);
+  const int64_t chunk = std::min(tiles, std::clamp(fit / kRows, int64_t(12), int64_t(1024)) * kRows);
+  const int64_t stride = chunk * C + kWidth;  // the extra keeps the points out of one cache set
+  Tensor buffer = at::empty({points * stride}, x.options());
+  float* patches = buffer.mutable_data_ptr<float>();
+
+  for (int64_t start = 0; start < tiles; start += chunk) {
+    const int64_t count = std::min(chunk, tiles - start), blocks = (count + kBlock - 1) / kBlock;
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        int64_t n, y0, x0;
+        tiling.find(start + t, n, y0, x0);
+        gather_tile<M>(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
+      }
+    });
+    at::parallel_for(0, P * blocks, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> products(points * kBlock * kPanel);
+      for (int64_t task = begin; task < end; task++) {
+        const int64_t p = task / blocks, first = task % blocks * kBlock, rows = std::min(kBlock, count - first);
+        for (int64_t i = 0; i < points; i++)
+          multiply(patches + i * stride + first * C, C, rows, weights + (p * points + i) * C * kPanel, C,
+                   products.data() + i * kBlock * kPanel);
+        for (int64_t t = 0; t < rows; t++) {
+          int64_t n, y0, x0;
+          tiling.find(start + first + t, n, y0, x0);
+          for (int64_t k = p * kPanel; k < std::min(K, (p + 1) * kPanel); k += kWidth) {
+            Vec b = bias ? load_some(bias + k, K - k) : Vec{};
+            if (shift) b += load_some(shift + n * K + k, K - k);
+            const int64_t offset = n * area * K + k;
+            scatter_tile<M>(products.data() + t * kPanel + (k - p * kPanel), kBlock * kPanel, tiling, y0, x0, b,
+                            residual ? residual + offset : nullptr, yp + offset, K, K - k);
+          }
+        }
+      }
+    });
+  }
+}
+
+// conv(x) + bias + shift + residual; the tile is the one that the weights were packed for.
+Tensor winograd(const Tensor& x_, const Tensor& packed, const Maybe& bias, const Maybe& shift_, const Maybe& residual_,
+                int64_t columns) {
+  const auto layout = at::MemoryFormat::ChannelsLast;
+  const Tensor x = x_.contiguous(layout);
+  const int64_t N = x.size(0), C = x.size(1);
+  check_weights(packed, C, columns);
+  TORCH_CHECK(C % kWidth == 0, "winograd: the input's channels must be a multiple of ", kWidth);
+  Tensor y = at::empty({N, columns, x.size(2), x.size(3)}, x.options().memory_format(layout));
+  Maybe residual, shift;
+  if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
+  if (shift_) shift = shift_->expand({N, columns}).contiguous();
+  const auto run = packed.size(1) == 36 ? convolve<4> : convolve<2>;
+  run(x, packed.const_data_ptr<float>(), pointer(bias), pointer(shift), pointer(residual), y);
+  return y;
+}
+
+// -------------------------------------------------------------------------------------------------- group norm
+
+// Wu and He, "Group normalization" (2018), on [B, C, H, W]; biased variance, as PyTorch has it.
+Tensor group_norm(const Tensor& x_, int64_t groups, const Tensor& weight, const Tensor& bias, double eps, bool with_silu) {
+  const auto layout = at::MemoryFormat::ChannelsLast;
+  const Tensor x = x_.contiguous(layout);
+  const int64_t N = x.size(0), C = x.size(1), area = x.size(2) * x.size(3), D = C / groups;
+  TORCH_CHECK(C % groups == 0, "group_norm: ", C, " channels in ", groups, " groups");
+  Tensor y = at::empty_like(x);
+  const float *xp = x.const_data_ptr<float>(), *wp = weight.const_data_ptr<float>(), *bp = bias.const_data_ptr<float>();
+  float* yp = y.mutable_data_ptr<float>();
+
+  // Sums over stretches of kStretch positions in float32, over stretches in double.
+  constexpr int64_t kStretch = 64;
+  const int64_t stretches = (area + kStretch - 1) / kStretch;
+  std::vector<double> sums(N * stretches * groups * 2);
+  at::parallel_for(0, N * stretches, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> sum(C), square(C);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t n = i / stretches, first = i % stretches * kStretch, last = std::min(first + kStretch, area);
+      std::fill(sum.begin(), sum.end(), 0.f);
+      std::fill(square.begin(), square.end(), 0.f);
+      for (int64_t at = first; at < last; at++) {
+        const float* p = xp + (n * area + at) * C;
+        for (int64_t c = 0; c < C; c++) sum[c] += p[c], square[c] += p[c] * p[c];
+      }
+      for (int64_t g = 0; g < groups; g++) {
+        double s = 0, q = 0;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) s += sum[c], q += square[c];
+        sums[(i * groups + g) * 2] = s;
+        sums[(i * groups + g) * 2 + 1] = q;
+      }
+    }
+  });
+
+  std::vector<float> scale(N * C), offset(N * C);
+  for (int64_t n = 0; n < N; n++)
+    for (int64_t g = 0; g < groups; g++) {
+      double s = 0, q = 0;
+      for (int64_t i = n * stretches; i < (n + 1) * stretches; i++)
+        s += sums[(i * groups + g) * 2], q += sums[(i * groups + g) * 2 + 1];
+      const double count = static_cast<double>(area * D), mean = s / count;
+      const double inverse = 1 / std::sqrt(std::max(q / count - mean * mean, 0.) + eps);
+      for (int64_t c = g * D; c < (g + 1) * D; c++) {
+        scale[n * C + c] = static_cast<float>(wp[c] * inverse);
+        offset[n * C + c] = static_cast<float>(bp[c] - mean * inverse * wp[c]);
+      }
+    }
+
+  at::parallel_for(0, N * area, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const float *p = xp + i * C, *s = scale.data() + i / area * C, *o = offset.data() + i / area * C;
+      float* q = yp + i * C;
+      int64_t c = 0;
+      for (; c + kWidth <= C; c += kWidth) {
+        const Vec v = load(p + c) * load(s + c) + load(o + c);
+        store(q + c, with_silu ? silu(v) : v);
+      }
+      for (; c < C; c++) {
+        const float v = p[c] * s[c] + o[c];
+        q[c] = with_silu ? v / (1 + std::exp(-v)) : v;
+      }
+    }
+  });
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(sfumato, library) {
+  library.def("pack_linear(Tensor weight) -> Tensor");
+  library.def("pack_convolution(Tensor weight) -> Tensor");
+  library.def("pack_winograd(Tensor weight, int tile) -> Tensor");
+  library.def("linear(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, int columns) -> Tensor");
+  library.def("geglu(Tensor x, Tensor packed, Tensor? bias, int columns) -> Tensor");
+  library.def(
+      "convolution(Tensor x, Tensor packed, Tensor? bias, Tensor? shift, Tensor? residual, int columns, int height, "
+      "int width, int step, int padding) -> Tensor");
+  library.def("winograd(Tensor x, Tensor packed, Tensor? bias, Tensor? shift, Tensor? residual, int columns) -> Tensor");
+  library.def("group_norm(Tensor x, int groups, Tensor weight, Tensor bias, float eps, bool silu) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(sfumato, CPU, library) {
+  library.impl("pack_linear", &pack_linear);
+  library.impl("pack_convolution", &pack_convolution);
+  library.impl("pack_winograd", &pack_winograd);
+  library.impl("linear", &linear);
+  library.impl("geglu", &geglu);
+  library.impl("convolution", &convolution);
+  library.impl("winograd", &winograd);
+  library.impl("group_norm", &group_norm);
+}

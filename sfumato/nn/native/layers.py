@@ -1,0 +1,129 @@
+"""Stand-ins for ``sfumato.nn.layers`` whose weights are packed for the native kernels.
+
+Same call, same result to rounding, on float32 CPU tensors and without gradients. Each takes its weights from the layer
+it stands for and keeps them in its own order only, so it can neither be saved nor moved nor cast.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.errors import CheckpointError, SfumatoError
+from sfumato.nn import layers
+
+_ops = torch.ops.sfumato
+
+
+class Packed(nn.Module):
+    """What all packed layers refuse."""
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def _keep(self, packed: Tensor, bias: Tensor | None) -> None:
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise CheckpointError(
+            f"A {type(self).__name__} holds packed weights, which cannot be saved or hashed: do so before `pack`."
+        )
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise CheckpointError(f"A {type(self).__name__} holds packed weights: load the checkpoint before `pack`.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
+        probe = fn(self.packed.new_empty(1))
+        if probe.device.type != "cpu" or probe.dtype != torch.float32:
+            raise SfumatoError(
+                f"A {type(self).__name__} works on the CPU in float32 only, not on {probe.device} in {probe.dtype}: "
+                "move or cast the network before `pack`."
+            )
+        return self
+
+    @property
+    def weight(self) -> NoReturn:
+        """There is none any more."""
+        raise SfumatoError(f"A {type(self).__name__} has no `weight`: it was packed. Use it before `pack`.")
+
+
+class PackedLinear(Packed):
+    """``layers.Linear``."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._keep(_ops.pack_linear(layer.weight.detach()), layer.bias)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
+        y: Tensor = _ops.linear(x, self.packed, self.bias, residual, self.out_features)
+        return y
+
+
+class PackedGEGLU(Packed):
+    """``layers.GEGLU`` whose inner width is a multiple of 32."""
+
+    def __init__(self, layer: layers.GEGLU) -> None:
+        super().__init__()
+        self.inner = layer.proj.out_features // 2
+        self._keep(_ops.pack_linear(layer.proj.weight.detach()), layer.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., inner]."""
+        y: Tensor = _ops.geglu(x, self.packed, self.bias, self.inner)
+        return y
+
+
+class PackedConv2d(Packed):
+    """``layers.Conv2d`` with one group, no dilation, and the same stride and padding both ways."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
+        self._shape = (*layer.kernel_size, int(layer.stride[0]), int(layer.padding[0]))
+        self._keep(_ops.pack_convolution(layer.weight.detach()), layer.bias)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
+        y: Tensor = _ops.convolution(x, self.packed, self.bias, shift, residual, self.out_channels, *self._shape)
+        return y
+
+
+class WinogradConv2d(Packed):
+    """``layers.Conv2d`` of 3 x 3 with stride 1, padding 1 and input channels in multiples of 16.
+
+    Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), F(m x m, 3 x 3). Tiles of 4 take a
+    quarter of the multiplications and four times the memory for weights, at a relative error of about 5e-6; tiles of 2
+    take four ninths and 16 ninths, at the direct sum's own 1e-6.
+    """
+
+    def __init__(self, layer: nn.Conv2d, tile: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
+        self.tile = tile
+        self._keep(_ops.pack_winograd(layer.weight.detach(), tile), layer.bias)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
+        y: Tensor = _ops.winograd(x, self.packed, self.bias, shift, residual, self.out_channels)
+        return y
+
+
+class FusedGroupNorm(layers.GroupNorm):
+    """``layers.GroupNorm`` with its SiLU, on the parameters of the layer it stands for."""
+
+    def __init__(self, layer: layers.GroupNorm) -> None:
+        super().__init__(layer.num_groups, layer.num_channels, layer.eps, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """[B, C, H, W] -> the same shape."""
+        if x.dim() != 4:
+            return super().forward(x, silu)
+        y: Tensor = _ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu)
+        return y

@@ -1,0 +1,126 @@
+"""The names by which diffusers calls what a request holds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sfumato.core.config import from_dict
+from sfumato.core.errors import ConfigError, RequestError, nearest
+from sfumato.core.request import Request
+
+
+def _seeds(name: str, generator: Any, count: int) -> dict[str, Any]:
+    """The seed of a fresh CPU ``torch.Generator``, or of one a picture with seeds that follow each other."""
+    generators = list(generator) if isinstance(generator, Sequence) else [generator]
+    if not generators or not all(hasattr(g, "initial_seed") for g in generators):
+        raise RequestError(f"{name} = {generator!r}: expected a torch.Generator or a list of them; or give seed.")
+    if len(generators) != count:
+        raise RequestError(
+            f"{name}: {len(generators)} for {count} pictures. Here each picture has its own seed: give a list with one "
+            "generator a picture, or seed."
+        )
+    for g in generators:
+        fresh = type(g)().manual_seed(g.initial_seed())
+        if g.device.type != "cpu" or not bool((fresh.get_state() == g.get_state()).all()):
+            raise RequestError(
+                f"{name}: only a generator on the CPU that nothing was drawn from yet can be repeated from its seed."
+            )
+    first = generators[0].initial_seed() % 2**64
+    if any(g.initial_seed() % 2**64 != first + i for i, g in enumerate(generators)):
+        raise RequestError(f"{name}: the seeds must follow each other (s, s + 1, …); draw the others on their own.")
+    return {"seed": first, "noise": "torch"}
+
+
+def _guidance(name: str, scale: Any, count: int) -> dict[str, Any]:
+    """There, 1 and less mean no guidance; here, 0 would leave the prompt out."""
+    return {"cfg_scale": max(1.0, float(scale))}
+
+
+def _renamed(field: str) -> Callable[[str, Any, int], dict[str, Any]]:
+    return lambda name, value, count: {field: value}
+
+
+def _only(allowed: Any, instead: str) -> Callable[[str, Any, int], dict[str, Any]]:
+    def check(name: str, value: Any, count: int) -> dict[str, Any]:
+        if value != allowed:
+            raise RequestError(f"{name} = {value!r} is not what this does: {instead}.")
+        return {}
+
+    return check
+
+
+ALIASES: dict[str, Callable[[str, Any, int], dict[str, Any]]] = {
+    "num_inference_steps": _renamed("steps"),
+    "guidance_scale": _guidance,
+    "num_images_per_prompt": _renamed("count"),
+    "generator": _seeds,
+    "denoising_end": _renamed("refiner_start"),
+    "output_type": _only("pil", "the result has .images (PIL), .pictures (with .pixels, uint8) and .latents"),
+    "return_dict": _only(True, "the result is always an object with .images"),
+}
+"""Names that only diffusers has, and what they are here. ``height``, ``negative_prompt``, ``eta`` … are the same."""
+
+COUNTED_OTHERWISE = {
+    "clip_skip": "counts from 0 in diffusers and from 1 here (1: no layer is left out)",
+    "sigmas": "ends before 0 in diffusers and at its last value here",
+}
+"""Names that both have and mean differently; here they mean what ``Request`` says."""
+
+_IMAGE = "this draws from text alone"
+_STATES = "text states cannot be put into a picture's recipe; give prompt, with weights if need be"
+_XL = "the size that XL is told is the size of the picture"
+REFUSED = {
+    "timesteps": "give sigmas, which say the same for every schedule",
+    "latents": "noise comes from seed, so that the recipe is whole; noise='torch' gives what torch.Generator gives",
+    "prompt_2": "both text encoders are told the prompt", "negative_prompt_2": "both text encoders are told the same",
+    "prompt_embeds": _STATES, "negative_prompt_embeds": _STATES,
+    "pooled_prompt_embeds": _STATES, "negative_pooled_prompt_embeds": _STATES,
+    "image": _IMAGE, "mask_image": _IMAGE, "strength": _IMAGE, "denoising_start": _IMAGE, "control_image": _IMAGE,
+    "ip_adapter_image": _IMAGE, "ip_adapter_image_embeds": _IMAGE,
+    "original_size": _XL, "target_size": _XL, "crops_coords_top_left": _XL, "negative_original_size": _XL,
+    "negative_target_size": _XL, "negative_crops_coords_top_left": _XL,
+    "callback_on_step_end": "give on_step, which is told after each answer of the network",
+    "callback_on_step_end_tensor_inputs": "give on_step, which is told after each answer of the network",
+    "callback": "give on_step, which is told after each answer of the network",
+    "cross_attention_kwargs": "adapters are loaded into the model, not named in the call",
+}
+"""Names of diffusers for what cannot be asked here, and what to do instead."""
+
+
+def request(arguments: Mapping[str, Any]) -> Request:
+    """A request from the keyword arguments of a Python call, in sfumato's names or diffusers'.
+
+    None means: not given.
+
+    Raises:
+        RequestError: an unknown name (the nearest are offered), one that cannot be done (with the reason), the same
+            thing said twice, a name that the two vocabularies count differently in a call that mixes them, a value
+            out of its range.
+    """
+    names = {f.name for f in fields(Request)}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in arguments:
+        if name not in names and name not in ALIASES and name not in REFUSED:
+            raise RequestError(f"There is no argument {name!r}{nearest(name, [*names, *ALIASES])}")
+    found: dict[str, Any] = {}
+    foreign = [name for name in given if name in ALIASES]
+    count = given.get("num_images_per_prompt", given.get("count", 1))
+    for name, value in given.items():
+        if name in REFUSED:
+            raise RequestError(f"{name} cannot be given: {REFUSED[name]}.")
+        if name in COUNTED_OTHERWISE and foreign:
+            raise RequestError(
+                f"{name} {COUNTED_OTHERWISE[name]}, and {foreign[0]} is diffusers' name: which is meant? Say the "
+                "whole call in sfumato's names (steps, cfg_scale, count, seed)."
+            )
+        for field, converted in (ALIASES[name](name, value, count) if name in ALIASES else {name: value}).items():
+            if field in found:
+                raise RequestError(f"{name} says once more what {field} is; give one of them.")
+            found[field] = converted
+    for name in ("prompt", "negative_prompt"):
+        if not isinstance(found.get(name, ""), str):
+            raise RequestError(f"{name} = {found[name]!r}: one text a call; call once for each prompt.")
+    try:
+        return from_dict(Request, found, "request")
+    except ConfigError as problem:
+        raise RequestError(str(problem)) from None

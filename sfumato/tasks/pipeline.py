@@ -1,0 +1,89 @@
+"""The Python face: ``pipe = sfumato.load(source); pipe("a red apple").images[0]``."""
+
+from dataclasses import replace
+from typing import Any
+
+from sfumato.core.request import Request
+from sfumato.core.sizes import parse_bytes
+from sfumato.engine.driver import OnStep
+from sfumato.engine.rates import rates
+from sfumato.engine.ready import make_ready
+from sfumato.families.load import open_model
+from sfumato.families.types import Model
+from sfumato.tasks import TASKS, aliases
+from sfumato.tasks.forecast import Forecaster
+from sfumato.tasks.text_to_image import Result
+
+
+def load(
+    source: str, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
+    **options: Any,
+) -> "Pipeline":
+    """Open a model and be ready to draw.
+
+    Args:
+        source: a model folder, a single checkpoint file, or a hub name.
+        refiner: another, which takes over at a request's ``refiner_start``.
+        optimize: make the networks fast, after which they can no longer be changed; see ``engine.ready``.
+        max_memory: what drawing may hold, such as ``"6GB"``: of the process on a CPU, of what PyTorch allocates on a
+            GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits,
+            with plain kernels.
+        options: see ``families.load.open_model``: device, dtype, vae, variant, family, prediction.
+
+    Raises:
+        CheckpointError: it is not a model, or not one that is known here.
+    """
+    device = {k: v for k, v in options.items() if k in ("device", "dtype", "variant")}
+    asleep = max_memory is not None
+    model = open_model(source, **options, asleep=asleep)
+    pipeline = Pipeline(model, open_model(refiner, **device, asleep=asleep) if refiner else None, max_memory)
+    for model in filter(None, (pipeline.model, pipeline.refiner)):
+        if optimize and not asleep:
+            make_ready(model)
+    return pipeline
+
+
+class Pipeline:
+    """A model, ready to draw.
+
+    >>> pipe = sfumato.load("path/to/model")
+    >>> pipe("a red apple", steps=30, seed=7).images[0].save("apple.png")
+    """
+
+    def __init__(self, model: Model, refiner: Model | None = None, max_memory: str | int | None = None) -> None:
+        self.model, self.refiner = model, refiner
+        self.limit = None if max_memory is None else parse_bytes(max_memory)
+
+    def __call__(
+        self, prompt: str | Request = "", /, *, on_step: OnStep | None = None, max_memory: str | int | None = None,
+        **fields: Any,
+    ) -> Result:
+        """Draw.
+
+        Args:
+            prompt: what to draw, or a whole Request.
+            on_step: told after each step; may raise ``engine.driver.Cancelled``.
+            max_memory: for this request, in place of that of ``load``.
+            fields: of the Request, by their own names or by diffusers' (``num_inference_steps``, …).
+
+        Raises:
+            RequestError: the request cannot be drawn; nothing was.
+            CapacityError: it cannot be drawn in that memory.
+        """
+        request = prompt if isinstance(prompt, Request) else aliases.request({"prompt": prompt, **fields})
+        limit = self.limit if max_memory is None else parse_bytes(max_memory)
+        task = TASKS.get(request.task)
+        if limit is None:
+            result: Result = task(self.model, request, on_step, self.refiner)
+            return result
+        chosen = self.forecaster(request).fit(limit)
+        result = task(self.model, request, on_step, self.refiner, chosen.holding)
+        return replace(result, notes=[*result.notes, *chosen.notes()])
+
+    def forecaster(self, request: Request, again: bool = False) -> Forecaster:
+        """What says how much time and memory a request takes.
+
+        Args:
+            again: measure this machine even if it is known.
+        """
+        return Forecaster(self.model, request, rates(self.model.device, self.model.dtype, again), self.refiner)

@@ -1,0 +1,35 @@
+"""What a picture carries so that it can be drawn again."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from sfumato.core.config import to_dict
+from sfumato.core.request import Request
+from sfumato.core.version import VERSION
+from sfumato.families.types import Model
+
+
+def recipe(model: Model, request: Request, seed: int, refiner: Model | None = None) -> dict[str, Any]:
+    """The recipe of one picture: a request for it alone, and all that its pixels depend on beside the request."""
+    import torch
+
+    gpu = model.device.type == "cuda"
+    return {
+        "request": {**to_dict(request), "seed": seed, "count": 1},
+        "model": identity(model),
+        **({"refiner": identity(refiner)} if refiner is not None else {}),
+        "versions": {
+            "sfumato": VERSION, "torch": torch.__version__, "python": platform.python_version(),
+            "tokenizers": version("tokenizers"), "safetensors": version("safetensors"),
+        },
+        "device": torch.cuda.get_device_name(model.device) if gpu else model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "size": [request.width, request.height],
+        "seed": seed,
+    }
+
+
+def identity(model: Model) -> dict[str, str]:
+    """What tells a model from every other."""
+    return {"family": model.family.name, "name": model.source, "sha256": model.digest()}

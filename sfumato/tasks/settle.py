@@ -1,0 +1,91 @@
+"""A request with its blanks filled in: what the user said, else what the checkpoint's files wish, else the family."""
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sfumato import guidance
+from sfumato.core.errors import RequestError
+from sfumato.core.request import Request
+from sfumato.families.types import OPTIONAL, Model
+from sfumato.guidance.types import Guidance
+from sfumato.noise import SPACINGS
+from sfumato.sampling import resolve
+from sfumato.sampling.diffusers_config import from_diffusers
+from sfumato.sampling.plan import Plan
+
+
+@dataclass(frozen=True)
+class Settled:
+    """All that is decided before the first number is drawn.
+
+    Attributes:
+        request: without blanks.
+        seeds: one a picture.
+        latent_shape: (C, h, w) of one picture.
+        plan: how the model is sampled.
+        sigmas: of the whole run.
+        options: of the sampler, beside the plan's own.
+        guidance: what is asked at each sigma.
+        names: the conditionings that are wanted at any of them.
+    """
+
+    request: Request
+    seeds: list[int]
+    latent_shape: tuple[int, int, int]
+    plan: Plan
+    sigmas: list[float]
+    options: dict[str, Any]
+    guidance: Guidance
+    names: tuple[str, ...]
+
+
+def settle(request: Request, model: Model) -> Settled:
+    """Decide everything.
+
+    Raises:
+        RequestError: an unknown name, a size the model cannot take, a field that this family has no use for.
+    """
+    family = model.family
+    if request.task not in family.tasks:
+        can = ", ".join(family.tasks) or "nothing from a prompt alone"
+        raise RequestError(f"{family.title} cannot do {request.task}; it does {can}.")
+    for name in OPTIONAL:
+        if getattr(request, name) is not None and name not in family.uses:
+            raise RequestError(f"{name} means nothing to {family.title}; leave it out.")
+    blanks = {**family.defaults, "width": model.size, "height": model.size, "seed": secrets.randbits(32)}
+    request = replace(request, **{name: value for name, value in blanks.items() if getattr(request, name) is None})
+    assert request.width is not None  # these were blanks, and are filled
+    assert request.height is not None
+    assert request.seed is not None
+    assert request.steps is not None
+    assert request.cfg_scale is not None
+    family.check_size(request.width, request.height)
+
+    plan = plan_for(request, model)
+    sigmas = list(request.sigmas) if request.sigmas is not None else plan.sigmas(request.steps)
+    wishes = {
+        "guidance_rescale": request.guidance_rescale, "guidance_interval": request.guidance_interval,
+        "dynamic_threshold": request.dynamic_threshold,
+    }
+    guide = guidance.build(request.cfg_scale, **{**plan.guidance, **{k: v for k, v in wishes.items() if v}})
+    wanted = {name for sigma in sigmas[:-1] for name in guide.wants(sigma)}
+    factor = model.latent.factor
+    return Settled(
+        request=replace(request, sampler=plan.sampler, spacing=plan.spacing, steps=len(sigmas) - 1),
+        seeds=[(request.seed + i) % 2**64 for i in range(request.count)],
+        latent_shape=(model.latent.channels, request.height // factor, request.width // factor),
+        plan=plan,
+        sigmas=sigmas,
+        options={} if request.eta is None else {"eta": request.eta},
+        guidance=guide,
+        names=tuple(name for name in ("positive", "negative") if name in wanted),
+    )
+
+
+def plan_for(request: Request, model: Model) -> Plan:
+    """How this model is sampled when the request may name a sampler, a spacing, or both in one ("DPM++ 2M Karras")."""
+    sampler, spacing = (None, None) if request.sampler is None else resolve(request.sampler)
+    if request.spacing is not None:
+        spacing = SPACINGS.canonical(request.spacing)
+    return from_diffusers(model.scheduler, sampler, spacing)

@@ -1,0 +1,161 @@
+"""Text to image: a Request becomes Pictures."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.errors import RequestError
+from sfumato.core.request import Request
+from sfumato.engine.decode import decode
+from sfumato.engine.denoiser import Denoiser
+from sfumato.engine.driver import Job, OnStep, run
+from sfumato.engine.residence import USUAL, Holding, Keeper
+from sfumato.engine.streams import Streams
+from sfumato.engine.timetable import Timetable
+from sfumato.families.types import Model, Prompts
+from sfumato.nn.conditioning import Conditioning
+from sfumato.tasks.picture import Picture
+from sfumato.tasks.recipe import recipe
+from sfumato.tasks.settle import Settled, plan_for, settle
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task made.
+
+    Attributes:
+        pictures: with their recipes.
+        latents: [n, C, h, w] as the diffusion model ended, in its own scale.
+        tokens: how many tokens each prompt used, by "positive" and "negative".
+        notes: what the caller ought to know.
+        seconds: wall time.
+    """
+
+    pictures: list[Picture]
+    latents: Tensor
+    tokens: dict[str, int]
+    notes: list[str]
+    seconds: float
+
+    @property
+    def images(self) -> "list[Image]":
+        """The pictures as ``PIL.Image.Image``."""
+        return [picture.image for picture in self.pictures]
+
+
+@torch.inference_mode()
+def text_to_image(
+    model: Model, request: Request, on_step: OnStep | None = None, refiner: Model | None = None,
+    holding: Holding = USUAL,
+) -> Result:
+    """Draw what a request describes.
+
+    Args:
+        on_step: told after each answer of the network; may raise ``Cancelled``.
+        refiner: takes over from ``request.refiner_start`` of the schedule on.
+        holding: where the parts rest, how many rows share a forward, in what tiles the decoder works.
+
+    Raises:
+        RequestError: the request is not for this model.
+        NumericError: the network or the autoencoder gave NaN or infinity.
+    """
+    started = time.perf_counter()
+    settled = settle(request, model)
+    if (request.refiner_start is None) != (refiner is None):
+        raise RequestError("refiner_start and a refiner go together: one was given without the other.")
+    stages = [(model, settled.sigmas)]
+    if refiner is not None and request.refiner_start is not None:
+        at = handover(settled, request.refiner_start)
+        stages = [(model, settled.sigmas[: at + 1]), (refiner, settled.sigmas[at:])]
+    keeper = Keeper(holding.where, *(stage for stage, _ in stages))
+    runs = [Run(stage, settled, sigmas, keeper) for stage, sigmas in stages]
+
+    together = pictures_together(settled, holding.rows)
+    latents = torch.cat([
+        draw(runs, settled, settled.seeds[i : i + together], on_step) for i in range(0, len(settled.seeds), together)
+    ])  # [n, C, h, w]
+    keeper.use(runs[-1].model, "vae")
+    pixels, warnings = decode(runs[-1].model, latents, holding.tile)
+    pictures = [
+        Picture.of(pixels[i], recipe(model, settled.request, seed, refiner)) for i, seed in enumerate(settled.seeds)
+    ]
+    notes = dict.fromkeys(note for part in (model.notes, *(r.prompts.notes for r in runs), warnings) for note in part)
+    return Result(pictures, latents, runs[0].prompts.tokens, list(notes), time.perf_counter() - started)
+
+
+def pictures_together(settled: Settled, rows: int) -> int:
+    """How many pictures share a forward of at most so many rows; one at least."""
+    return 1 if settled.plan.sampler == "dpm_adaptive" else max(1, rows // len(settled.names))
+
+
+def handover(settled: Settled, share: float) -> int:
+    """Index of the first sigma past that share of the schedule's time, where the refiner takes over."""
+    total = settled.plan.time(settled.plan.schedule.sigma_max) + 1
+    times = [settled.plan.time(sigma) for sigma in settled.sigmas[:-1]]
+    return sum(t >= round((1 - share) * total) for t in times)
+
+
+class Run:
+    """One model's part of the way from noise to latents: what does not depend on the seed is made here, once."""
+
+    def __init__(self, model: Model, settled: Settled, sigmas: Sequence[float], keeper: Keeper | None = None) -> None:
+        self.model, self.settled, self.sigmas = model, settled, sigmas
+        self.keeper = keeper or Keeper(USUAL.where, model)
+        self.plan = plan_for(settled.request, model)
+        self.keeper.use_texts(model)
+        self.prompts: Prompts = model.family.condition(model, settled.request, settled.names)
+        self.conditionings: dict[str, Conditioning] = {}
+        self.timetable: Timetable | None = None
+
+    def denoiser(self) -> Denoiser:
+        """The network, brought to its device, and its conditionings ready."""
+        self.keeper.use(self.model, self.model.family.denoiser)
+        self.conditionings = self.conditionings or {
+            name: prepare(self.model.network, conditioning.to(self.model.device, self.model.dtype))
+            for name, conditioning in self.prompts.conditionings.items()
+        }
+        network = self.model.network
+        if self.timetable is None and hasattr(network, "prepare_times"):
+            self.timetable = Timetable(network, self.plan, self.sigmas, self.conditionings, self.model.device)
+        return Denoiser(network, self.model.device, self.model.dtype)
+
+    def job(
+        self, x: Tensor, streams: Streams, on_step: OnStep | None, shared: Denoiser | None = None
+    ) -> Job:
+        """From x, at the first of the sigmas, to the last.
+
+        Args:
+            shared: the denoiser of another run of this model; jobs of one denoiser share its forwards.
+        """
+        own = self.denoiser()
+        denoiser = shared or own
+        rows = {
+            name: conditioning.map(lambda row: row.expand(len(x), *row.shape[1:]))
+            for name, conditioning in self.conditionings.items()
+        }
+        sampler = self.plan.start(x, self.sigmas, streams, **self.settled.options)
+        return Job(sampler, self.sigmas, denoiser, self.plan, self.settled.guidance, rows, on_step, self.timetable)
+
+
+def draw(runs: Sequence[Run], settled: Settled, seeds: Sequence[int], on_step: OnStep | None) -> Tensor:
+    """From noise to latents [n, C, h, w] of the pictures with these seeds."""
+    first, last = runs[0], runs[-1]
+    streams = Streams(seeds, settled.latent_shape, first.model.device, settled.request.noise)
+    x = streams() * first.plan.initial_scale(settled.sigmas[0])
+    for stage in runs:
+        if len(stage.sigmas) > 1:
+            [x] = run([stage.job(x, streams, on_step)])
+    return x * last.plan.final_scale(settled.sigmas[-1])
+
+
+def prepare(network: nn.Module, conditioning: Conditioning) -> Conditioning:
+    """What the network can compute of a conditioning before it sees a picture."""
+    ready = getattr(network, "prepare", None)
+    return ready(conditioning) if ready is not None else conditioning

@@ -1,0 +1,58 @@
+"""A run's folder as a model folder, part by part: each appears whole, and replaces the one before."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato.checkpoints.diffusers import write_part
+from sfumato.checkpoints.lazy import lazy_all
+from sfumato.checkpoints.parts import KINDS, Part
+from sfumato.checkpoints.write import atomic_file, atomic_folder, save_json
+from sfumato.text.tokenizer import ClipTokenizer
+
+
+def put_part(root: Path, name: str, kind: str, config: Any, weights: Mapping[str, Tensor]) -> None:
+    """``root/name``: config.json and weights of one network."""
+    tensors = lazy_all({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+    with atomic_folder(root / name, overwrite=True) as made:
+        write_part(made, Part(kind, config, tensors, str(root / name)))
+
+
+def put_tokenizer(root: Path, tokenizer: ClipTokenizer) -> None:
+    """``root/tokenizer``."""
+    with atomic_folder(root / "tokenizer", overwrite=True) as made:
+        tokenizer.save(made)
+
+
+def put_scheduler(root: Path, settings: Mapping[str, Any]) -> None:
+    """``root/scheduler``: how the model is sampled."""
+    with atomic_folder(root / "scheduler", overwrite=True) as made:
+        save_json(made / "scheduler_config.json", settings)
+
+
+def put_index(root: Path, pipeline: str, parts: Mapping[str, str], scheduler: str) -> None:
+    """``root/model_index.json``, last: from now on the folder is a model.
+
+    Args:
+        parts: subfolder to class.
+        scheduler: its class.
+    """
+    index: dict[str, Any] = {"_class_name": pipeline, "scheduler": ["diffusers", scheduler]}
+    for name, kind in parts.items():
+        index[name] = ["transformers" if KINDS[kind].stem == "model" else "diffusers", kind]
+    if pipeline == "StableDiffusionPipeline":
+        index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None],
+                  "feature_extractor": [None, None], "requires_safety_checker": False}  # fmt: skip
+    save_json(root / "model_index.json", index)
+
+
+def put_card(root: Path, title: str, facts: Mapping[str, Any], recipe: str) -> None:
+    """``root/README.md``, the model card: what it was trained on, how far, and the whole recipe."""
+    rows = "\n".join(f"| {key} | {json.dumps(value, ensure_ascii=False)} |" for key, value in facts.items())
+    head = f"---\ntags: [sfumato, latent-diffusion]\n---\n# {title}\n\nTrained with sfumato.\n\n"
+    text = f"{head}| | |\n|---|---|\n{rows}\n\n## Recipe\n\n```toml\n{recipe}```\n"
+    with atomic_file(root / "README.md") as file:
+        file.write(text.encode())

@@ -1,0 +1,63 @@
+"""A recipe becomes a model: each of its stages in turn, in one folder that is a model folder all along."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sfumato.checkpoints.hub import push
+from sfumato.checkpoints.write import atomic_file
+from sfumato.core.config import to_dict
+from sfumato.core.errors import ConfigError
+from sfumato.training.export import put_card
+from sfumato.training.journal import read
+from sfumato.training.loop import train
+from sfumato.training.material import Material
+from sfumato.training.recipe import Recipe, to_toml
+from sfumato.training.stages import STAGES
+
+
+def run(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> bool:
+    """Train every stage of a recipe, or go on with it.
+
+    Args:
+        out: the run folder. Parts of the model lie in it as in any model folder; checkpoints, curves, samples and
+            caches lie under ``training``.
+
+    Returns:
+        Whether everything is done; False where it was asked to stop.
+
+    Raises:
+        ConfigError, DataError: nothing was trained. NumericError, CapacityError, CheckpointError: see ``loop.train``.
+    """
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ConfigError("Training needs accelerate: pip install 'sfumato[train]'.") from None
+    state = PartialState()
+    say = report if state.is_main_process else lambda text: None
+    data = to_dict(recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        with atomic_file(out / "recipe.toml") as file:
+            file.write(to_toml(data).encode())
+    facts: dict[str, Any] = {"data": recipe.data.where, "resolution": recipe.data.resolution, "seed": recipe.seed}
+    with state.main_process_first():
+        material = Material(recipe.data, recipe.seed, say)
+    facts |= {"pictures": len(material.training), "pictures held out": len(material.held_out)}
+    for name in recipe.stages:
+        with state.main_process_first():  # the first fills the caches, the others find them
+            stage = STAGES.get(name)(recipe, material, out)
+        folder = out / "training" / name
+        mine = {"seed": recipe.seed, "data": data["data"], name: data[name]}
+        outcome = train(stage, getattr(recipe, name).train, folder, mine, recipe.seed, report)
+        facts[f"{name}: steps"] = outcome.step
+        if state.is_main_process:
+            lines = read(folder / "curves.jsonl")
+            last = lines[-1] if lines else {}
+            facts |= {f"{name}: {key}": value for key, value in last.items() if key.startswith(("loss", "held_out"))}
+            put_card(out, recipe.name, facts, to_toml(data))
+        if not outcome.finished:
+            return False
+    if recipe.push_to_hub is not None and state.is_main_process:
+        say(f"Uploaded to {push(out, recipe.push_to_hub)}")
+    return True

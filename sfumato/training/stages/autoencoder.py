@@ -1,0 +1,186 @@
+"""Training an autoencoder."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.checkpoints.load import load_into
+from sfumato.checkpoints.store import open_file
+from sfumato.core.errors import ConfigError
+from sfumato.models.autoencoder import Autoencoder
+from sfumato.models.discriminator import Discriminator
+from sfumato.models.latents import Gaussian
+from sfumato.models.perceptual import Perceptual, Vgg16
+from sfumato.models.vq_autoencoder import VQAutoencoder
+from sfumato.objectives.autoencoder import adversarial, discrimination, reconstruction
+from sfumato.objectives.loss import Loss
+from sfumato.training.export import put_part
+from sfumato.training.framing import to_network
+from sfumato.training.grid import save_grid
+from sfumato.training.loop import Batch
+from sfumato.training.material import Material
+from sfumato.training.order import Order, Place
+from sfumato.training.recipe import AutoencoderStage, Recipe
+
+MEASURED = 512
+"""Pictures on which the scale of the latents is measured, and at most so many are evaluated."""
+
+
+class Output(NamedTuple):
+    """What a picture became."""
+
+    pictures: Tensor  # [B, 3, H, W]
+    mean: Tensor  # [B, C, h, w]
+    log_variance: Tensor  # [B, C, h, w]
+    codes: Tensor  # [2] code book and commitment loss of a VQ autoencoder, else zeros
+
+
+class Roundtrip(nn.Module):
+    """Encoder and decoder as one call, so that processes can share its gradients."""
+
+    def __init__(self, net: Autoencoder | VQAutoencoder) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Output:
+        """[B, 3, H, W], and the noise of the latents' draw; without it their mean is decoded."""
+        latents = self.net.encode(x)
+        if isinstance(self.net, VQAutoencoder):
+            found = self.net.quantize(latents.mean)
+            losses = torch.stack([found.codebook_loss, found.commitment_loss])
+            return Output(self.net.decode_quantised(found.latents), *latents, losses)
+        z = latents.mode() if noise is None else latents.sample(noise.to(latents.mean.dtype))
+        return Output(self.net.decode(z), *latents, x.new_zeros(2))
+
+
+class AutoencoderTraining:
+    """The stage. Its model is the run folder's ``vae``."""
+
+    name = "autoencoder"
+
+    def __init__(self, recipe: Recipe, material: Material, root: Path) -> None:
+        assert recipe.autoencoder is not None
+        self.config: AutoencoderStage = recipe.autoencoder
+        self.material, self.root, self.seed = material, root, recipe.seed
+        if self.config.train.gradient_checkpointing:
+            raise ConfigError("gradient_checkpointing is for denoisers alone: leave it out of [autoencoder.train].")
+        torch.manual_seed(recipe.seed)
+        if self.config.model is not None:
+            self.network = Roundtrip(Autoencoder(self.config.model))
+        else:
+            assert self.config.vq is not None
+            self.network = Roundtrip(VQAutoencoder(self.config.vq))
+        for width, height in material.sizes:
+            if width % self.network.net.factor or height % self.network.net.factor:
+                raise ConfigError(
+                    f"Pictures of {width} x {height} cannot be encoded by a factor of {self.network.net.factor}: "
+                    "choose another data.resolution, or other levels."
+                )
+        self.players: dict[str, nn.Module] = {"autoencoder": self.network}
+        self.rates = {"autoencoder": 1.0}
+        if self.config.loss.adversarial:
+            self.players["discriminator"] = Discriminator(self.config.discriminator)
+            self.rates["discriminator"] = self.config.discriminator_rate
+        self.distance: Perceptual | None = None
+        if self.config.loss.perceptual:
+            self.distance = _perceptual(self.config.perceptual_weights)
+
+    def order(self, batch: int) -> Order:
+        return self.material.order(batch)
+
+    def load(self, places: list[Place]) -> Batch:
+        pixels = torch.stack([self.material.framed(self.material.training[p.item], p).pixels for p in places])
+        channels, factor = self._latent_channels, self.network.net.factor
+        shape = (channels, pixels.shape[2] // factor, pixels.shape[3] // factor)
+        count = torch.Size(shape).numel()
+        noise = [torch.from_numpy(p.normal(self.seed, "latent", count)).float().reshape(shape) for p in places]
+        return {"pixels": pixels, "noise": torch.stack(noise)}
+
+    @property
+    def _latent_channels(self) -> int:
+        config = self.network.net.config
+        return getattr(config, "dim", config.latent_channels)
+
+    def losses(self, players: Mapping[str, nn.Module], batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        x, judge = to_network(batch["pixels"]), self.players.get("discriminator")
+        if judge is not None:
+            judge.requires_grad_(False)  # it passes the gradient on and learns nothing itself
+        output: Output = players["autoencoder"](x, batch["noise"])
+        loss = self._reconstruction(x, output)
+        total, parts = loss.total, dict(loss.parts)
+        if judge is not None:
+            last = self.network.net.decoder.last_layer
+            judged = adversarial(self.config.loss, judge, output.pictures, total, last, step)
+            if judged is not None:
+                total, parts = total + judged.total, parts | dict(judged.parts)
+        yield "autoencoder", Loss(total, parts, loss.each)
+        if judge is not None and step >= self.config.loss.adversarial_start:
+            judge.requires_grad_(True)
+            yield "discriminator", discrimination(self.config.loss, players["discriminator"], x, output.pictures)
+
+    def _reconstruction(self, x: Tensor, output: Output) -> Loss:
+        latents: Gaussian | Tensor = Gaussian(output.mean.float(), output.log_variance.float())
+        if self.config.vq is not None:
+            latents = output.codes[0] + self.config.loss.commitment * output.codes[1]
+        if self.distance is not None:
+            self.distance.to(x.device)
+        return reconstruction(self.config.loss, x, output.pictures, latents, self.distance)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        items = self.material.held_out[:MEASURED]
+        device = next(self.network.parameters()).device
+        for part in self.material.batches(items):
+            x = self.material.pixels(part).to(device)
+            loss = self._reconstruction(x, self.network(x))
+            for key, value in {"loss": loss.total, **loss.parts}.items():
+                sums[key] = sums.get(key, 0.0) + value.item() * len(part) / len(items)
+        return sums
+
+    @torch.no_grad()
+    def export(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        whole = deepcopy(self.network)
+        whole.load_state_dict(dict(weights))
+        device = next(whole.parameters()).device
+        total, squares, count = 0.0, 0.0, 0
+        for part in self.material.batches(self.material.training[:MEASURED]):
+            latents = whole.net.encode(self.material.pixels(part).to(device))
+            variance = latents.log_variance.double().exp()  # zero where a latent is certain
+            total += latents.mean.double().sum().item()
+            squares += (latents.mean.double() ** 2 + variance).sum().item()
+            count += latents.mean.numel()
+        mean = total / count
+        scale = float(max(squares / count - mean**2, 1e-12) ** -0.5)
+        kind = "AutoencoderKL" if self.config.model is not None else "VQModel"
+        config = replace(whole.net.config, scaling_factor=scale, sample_size=self.material.config.resolution)
+        put_part(self.root, "vae", kind, config, whole.net.state_dict())
+
+    @torch.no_grad()
+    def sample(self, path: Path) -> None:
+        items = (self.material.held_out or self.material.training)[:8]
+        part = deepcopy(self.network).cpu().eval()
+        pairs = []
+        for item in items:
+            x = self.material.pixels([item])
+            pairs.append((x[0], part(x).pictures[0]))
+        save_grid(path, [x for x, _ in pairs] + [y for _, y in pairs], len(pairs))
+
+
+def _perceptual(weights: Path | None) -> Perceptual:
+    """LPIPS with the given weights.
+
+    Raises:
+        ConfigError: there are none. CheckpointError: they do not fit.
+    """
+    if weights is None:
+        raise ConfigError("loss.perceptual is not 0: name its weights with autoencoder.perceptual_weights.")
+    tensors = open_file(weights).tensors
+    # Published files of VGG-16 hold its classifier too, which nothing here asks.
+    found = {f"net.{n}" if n.startswith("features.") else n: t for n, t in tensors.items() if "classifier" not in n}
+    return load_into(lambda: Perceptual(Vgg16()), found, str(weights)).requires_grad_(False)

@@ -1,0 +1,340 @@
+"""Training a denoiser: on latents or pixels, told nothing, a class, or a text."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.checkpoints.diffusers import read_part
+from sfumato.core.errors import ConfigError, DataError
+from sfumato.models.clip_text import ClipText
+from sfumato.models.latents import Codec, Gaussian
+from sfumato.models.unet import UNet
+from sfumato.models.unet_unconditional import UnconditionalUNet
+from sfumato.nn.conditioning import Conditioning
+from sfumato.noise.prediction import PREDICTIONS
+from sfumato.objectives.denoise import Denoise, Draws
+from sfumato.objectives.loss import Loss
+from sfumato.text import tokenizer as tokenizers
+from sfumato.training.cache import Rows, fill, fingerprint
+from sfumato.training.export import put_index, put_part, put_scheduler, put_tokenizer
+from sfumato.training.framing import to_network
+from sfumato.training.grid import save_grid
+from sfumato.training.loop import Batch
+from sfumato.training.material import Material
+from sfumato.training.order import Order, Place
+from sfumato.training.recipe import DiffusionStage, Recipe
+from sfumato.training.stages.clip import framed_ids
+
+EVALUATED = 256
+"""Held-out pictures on which the loss is measured, at most; each at one time and with one noise, always the same."""
+
+HELD_OUT_EPOCH = 1 << 20
+"""An epoch that no training reaches: its places draw the held-out times and noises."""
+
+
+class Denoiser(nn.Module):
+    """The U-Net, and the text encoder where both are trained together, as one call."""
+
+    def __init__(self, unet: UNet | UnconditionalUNet, text: ClipText | None, checkpointing: bool) -> None:
+        super().__init__()
+        self.unet, self.text, self.checkpointing = unet, text, checkpointing
+
+    def forward(self, x: Tensor, time: Tensor, told: Batch) -> Tensor:
+        """[B, C, H, W], [B], and ``ids``, ``context`` or ``labels`` of each row -> [B, C or 2 C, H, W]."""
+        context = self.text(told["ids"]).last if self.text is not None else told.get("context")
+        conditioning = Conditioning(context=context, labels=told.get("labels"))
+        more: dict[str, Any] = {"run": _again} if self.checkpointing and torch.is_grad_enabled() else {}
+        y: Tensor = self.unet(x, time, conditioning, **more)
+        return y
+
+
+def _again(module: nn.Module, *inputs: Any) -> Tensor:
+    """Run a block and forget its inside, which is computed again for the gradient."""
+    from torch.utils.checkpoint import checkpoint
+
+    y: Tensor = checkpoint(module, *inputs, use_reentrant=False)
+    return y
+
+
+class DiffusionTraining:
+    """The stage. With it the run folder is a model: ``unet``, ``scheduler``, ``model_index.json`` beside the rest."""
+
+    name = "diffusion"
+
+    def __init__(self, recipe: Recipe, material: Material, root: Path) -> None:
+        assert recipe.diffusion is not None
+        self.config: DiffusionStage = recipe.diffusion
+        self.recipe, self.material, self.root, self.seed = recipe, material, root, recipe.seed
+        self.objective = Denoise(self.config.loss, self.config.schedule.build(), PREDICTIONS[self.config.prediction])
+        if self.config.cache and self.config.space == "latent" and material.config.framing.crop == "random":
+            raise ConfigError("Random crops cannot be cached: set diffusion.cache = false, or center the crop.")
+        if self.config.conditioning == "class" and not material.classes:
+            raise DataError(f"{material.config.where} has no classes: use conditioning none or text.")
+        if self.config.conditioning == "text" and not any(material.captions):
+            raise DataError(f"{material.config.where} has no captions: use conditioning none or class.")
+        torch.manual_seed(recipe.seed)
+        self.codec: Codec | None = None
+        self.scale, self.shift = 1.0, 0.0
+        if self.config.space == "latent":
+            self._open_autoencoder(self.config.autoencoder or root / "vae")
+        self.frozen: ClipText | None = None
+        text = self._open_text() if self.config.conditioning == "text" else None
+        if self.config.unet is not None:
+            unet: UNet | UnconditionalUNet = UNet(self.config.unet)
+        else:
+            assert self.config.unconditional is not None
+            unet = UnconditionalUNet(self.config.unconditional)
+        self._check_channels(unet)
+        self.network = Denoiser(unet, text, self.config.train.gradient_checkpointing)
+        self.players: dict[str, nn.Module] = {"denoiser": self.network}
+        self.rates = {"denoiser": 1.0}
+        self.latents: Rows | None = None
+        self.states: dict[str, Tensor] = {}
+        if self.config.cache:
+            self._fill_caches()
+
+    def _open_autoencoder(self, folder: Path) -> None:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"There is no autoencoder in {folder}: train one first, or name one with autoencoder.")
+        part = read_part(folder)
+        codec = part.load().requires_grad_(False)
+        self.codec, self.factor = codec, codec.factor
+        self.scale, self.shift = part.config.scaling_factor, getattr(part.config, "shift_factor", None) or 0.0
+        self.latent_channels = getattr(part.config, "dim", part.config.latent_channels)
+        self.codec_folder = folder
+
+    def _open_text(self) -> ClipText | None:
+        """The tokenizer, and the text encoder: given back where it is to be trained, else kept frozen."""
+        config = self.config
+        if config.text is not None:
+            captions = [self.material.captions[i] for i in self.material.training if self.material.captions[i]]
+            self.tokenizer = tokenizers.train(captions, config.vocab_size)
+            self.tokenizer.length = config.text.max_position_embeddings
+            self.text_config = replace(
+                config.text, vocab_size=len(self.tokenizer), bos_token_id=self.tokenizer.start,
+                eos_token_id=self.tokenizer.end, pad_token_id=self.tokenizer.pad,
+            )
+            return ClipText(self.text_config)
+        folder = config.text_encoder or self.root
+        if not (folder / "text_encoder" / "config.json").is_file():
+            raise ConfigError(f"{folder} has no text_encoder: train CLIP first, name a folder, or give the table text.")
+        self.tokenizer = tokenizers.load(folder / "tokenizer")
+        part = read_part(folder / "text_encoder")
+        self.text_config, self.frozen = part.config, part.load().requires_grad_(False)
+        return None
+
+    def _check_channels(self, unet: UNet | UnconditionalUNet) -> None:
+        channels = self.latent_channels if self.codec is not None else 3
+        wanted = (channels, channels * (2 if self.config.loss.learned_variance else 1))
+        if (unet.config.in_channels, unet.config.out_channels) != wanted:
+            raise ConfigError(
+                f"The network takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; here it "
+                f"must be {wanted[0]} and {wanted[1]}."
+            )
+        if self.config.conditioning == "text" and self.text_config.hidden_size != unet.config.cross_attention_dim:  # type: ignore[union-attr]
+            raise ConfigError(
+                f"unet.cross_attention_dim has to be the width of the text states, {self.text_config.hidden_size}."
+            )
+        if self.config.conditioning == "class":
+            classes = len(self.material.classes)
+            if unet.config.num_class_embeds != classes + 1:
+                raise ConfigError(f"num_class_embeds must be {classes + 1}: {classes} classes, and one for none.")
+
+    def _fill_caches(self) -> None:
+        """Latents of every picture and its mirror image; text states of every caption and of none."""
+        if self.codec is not None:
+            assert isinstance(self.codec, nn.Module)
+            mirrored = self.material.config.framing.flip > 0
+            key = fingerprint(self.codec, "latents 1", mirrored)
+            contents = {i: self.material.content(i) for group in self.material.by_size() for i in group}
+            self.latents = fill(
+                self.root / "training" / "cache", "latents", self.material.by_size(), contents, key,
+                lambda items: self._encode_pictures(items, mirrored),
+            )
+        if self.frozen is not None:
+            texts = ["", *sorted(set(self.material.captions) - {""})]
+            key = fingerprint(self.frozen, "text 1", self.tokenizer.length, len(self.tokenizer))
+            contents = {i: hashlib.sha256(text.encode()).hexdigest() for i, text in enumerate(texts)}
+            rows = fill(
+                self.root / "training" / "cache", "text", [range(len(texts))], contents, key,
+                lambda items: {"states": self._encode_texts([texts[i] for i in items])},
+            )
+            self.states = {text: rows.row(i)["states"] for i, text in enumerate(texts)}
+
+    @torch.no_grad()
+    def _encode_pictures(self, items: list[int], mirrored: bool) -> dict[str, Tensor]:
+        assert self.codec is not None
+        assert isinstance(self.codec, nn.Module)
+        self.codec.to(_device())
+        x = self.material.pixels(items).to(_device())
+        found = self.codec.encode(x)
+        tensors = {"mean": found.mean, "log_variance": found.log_variance}
+        if mirrored:
+            other = self.codec.encode(x.flip(-1))
+            tensors |= {"mean_mirrored": other.mean, "log_variance_mirrored": other.log_variance}
+        return tensors
+
+    @torch.no_grad()
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        assert self.frozen is not None
+        ids = torch.tensor([framed_ids(self.tokenizer, text) for text in texts])
+        states: Tensor = self.frozen.to(_device())(ids.to(_device())).last
+        return states
+
+    def order(self, batch: int) -> Order:
+        return self.material.order(batch)
+
+    def load(self, places: list[Place]) -> Batch:
+        items = [self.material.training[p.item] for p in places]
+        dropped = [bool(p.uniform(self.seed, "drop")[0] < self.config.drop) for p in places]
+        quantiles = [p.uniform(self.seed, "time")[0] for p in places]
+        return self._batch(items, places, dropped, quantiles, training=True)
+
+    def _batch(
+        self, items: list[int], places: list[Place], dropped: list[bool], quantiles: list[float], training: bool
+    ) -> Batch:
+        batch: Batch = {"quantile": torch.tensor(quantiles, dtype=torch.float64)}
+        if self.latents is not None:
+            batch["x0"] = torch.stack([
+                self._latent(item, place, training) for item, place in zip(items, places, strict=True)
+            ])
+            shape = tuple(batch["x0"].shape[1:])
+        else:
+            pixels = [
+                self.material.framed(item, place if training else None).pixels
+                for item, place in zip(items, places, strict=True)
+            ]
+            batch["pixels"] = torch.stack(pixels)
+            shape = tuple(batch["pixels"].shape[1:])
+            if self.codec is not None:
+                shape = (self.latent_channels, shape[1] // self.factor, shape[2] // self.factor)
+                batch["latent_noise"] = _normal(places, self.seed, "latent", shape)
+        batch["noise"] = _normal(places, self.seed, "noise", shape)
+        if self.config.loss.noise_offset:
+            batch["offset"] = _normal(places, self.seed, "offset", shape[:1])
+        if self.config.loss.input_perturbation:
+            batch["perturbation"] = _normal(places, self.seed, "perturbation", shape)
+        if self.config.conditioning == "text":
+            texts = ["" if drop else self.material.captions[i] for i, drop in zip(items, dropped, strict=True)]
+            if self.states:
+                batch["context"] = torch.stack([self.states[text] for text in texts])
+            else:
+                batch["ids"] = torch.tensor([framed_ids(self.tokenizer, text) for text in texts])
+        elif self.config.conditioning == "class":
+            none = len(self.material.classes)
+            labels = [none if drop else self.material.labels[i] for i, drop in zip(items, dropped, strict=True)]
+            batch["labels"] = torch.tensor(labels)
+        return batch
+
+    def _latent(self, item: int, place: Place, training: bool) -> Tensor:
+        """A draw from the cached Gaussian of a picture, or of its mirror image, as the denoiser is to see it."""
+        assert self.latents is not None
+        row = self.latents.row(item)
+        flip = training and self.material.config.framing.flips(self.seed, place)
+        suffix = "_mirrored" if flip else ""
+        found = Gaussian(row["mean" + suffix], row["log_variance" + suffix])
+        noise = _normal([place], self.seed, "latent", tuple(found.mean.shape))[0]
+        return (found.sample(noise) - self.shift) * self.scale
+
+    def _clean(self, batch: Batch) -> Tensor:
+        """[B, C, h, w] what is to be denoised."""
+        if "x0" in batch:
+            return batch["x0"]
+        x = to_network(batch["pixels"])
+        if self.codec is None:
+            return x
+        with torch.no_grad():
+            assert isinstance(self.codec, nn.Module)
+            self.codec.to(x.device)
+            return (self.codec.encode(x).sample(batch["latent_noise"]) - self.shift) * self.scale
+
+    def _loss(self, network: nn.Module, batch: Batch) -> Loss:
+        told = {key: batch[key] for key in ("ids", "context", "labels") if key in batch}
+        if "ids" in told and self.frozen is not None:
+            with torch.no_grad():
+                told["context"] = self.frozen.to(batch["noise"].device)(told.pop("ids")).last
+        draws = Draws(batch["quantile"], batch["noise"], batch.get("offset"), batch.get("perturbation"))
+        return self.objective.loss(lambda x, time, _: network(x, time, told), self._clean(batch), Conditioning(), draws)
+
+    def losses(self, players: Mapping[str, nn.Module], batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
+        yield "denoiser", self._loss(players["denoiser"], batch)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The loss on held-out pictures at fixed times, spread evenly, and fixed noises."""
+        items = self.material.held_out[:EVALUATED]
+        device = next(self.network.parameters()).device
+        total = 0.0
+        number = {item: i for i, item in enumerate(items)}
+        for part in self.material.batches(items):
+            places = [Place(HELD_OUT_EPOCH, number[item], item) for item in part]
+            quantiles = [(number[item] + 0.5) / len(items) for item in part]
+            batch = self._batch(part, places, [False] * len(part), quantiles, training=False)
+            loss = self._loss(self.network, {k: v.to(device) for k, v in batch.items()})
+            total += loss.each.sum().item() / len(items)
+        return {"loss": total} if items else {}
+
+    def export(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        unet = {name.removeprefix("unet."): t for name, t in weights.items() if name.startswith("unet.")}
+        side = self.material.config.resolution // (self.factor if self.codec is not None else 1)
+        config = replace(self.network.unet.config, sample_size=side)
+        kind = "UNet2DConditionModel" if self.config.unet is not None else "UNet2DModel"
+        put_part(self.root, "unet", kind, config, unet)
+        parts = {"unet": kind}
+        if self.codec is not None:
+            if self.codec_folder.resolve() != (self.root / "vae").resolve() and not (self.root / "vae").exists():
+                part = read_part(self.codec_folder)
+                put_part(self.root, "vae", part.kind, part.config, {n: t.read() for n, t in part.tensors.items()})
+            parts["vae"] = read_part(self.root / "vae").kind
+        if self.config.conditioning == "text":
+            text = {name.removeprefix("text."): t for name, t in weights.items() if name.startswith("text.")}
+            if self.frozen is not None:
+                text = dict(self.frozen.state_dict())
+            put_part(self.root, "text_encoder", "CLIPTextModel", self.text_config, text)
+            put_tokenizer(self.root, self.tokenizer)
+            parts["text_encoder"] = "CLIPTextModel"
+        scheduler = scheduler_config(self.config)
+        put_scheduler(self.root, scheduler)
+        pipeline = "StableDiffusionPipeline" if self.config.conditioning == "text" else "DDPMPipeline"
+        put_index(self.root, pipeline, parts, scheduler["_class_name"])
+
+    def sample(self, path: Path) -> None:
+        if self.config.conditioning != "text" or not self.config.prompts or self.codec is None:
+            return
+        from sfumato.tasks.pipeline import load
+
+        pipeline = load(str(self.root))
+        steps, scale = self.config.sample_steps, self.config.cfg_scale
+        drawn = [pipeline(prompt, steps=steps, cfg_scale=scale, seed=seed).images[0]
+                 for seed, prompt in enumerate(self.config.prompts)]  # fmt: skip
+        save_grid(path, drawn, min(8, len(drawn)))
+
+
+def scheduler_config(config: DiffusionStage) -> dict[str, Any]:
+    """How the model is sampled, in the words of diffusers' scheduler_config.json."""
+    schedule = config.schedule
+    if schedule.kind == "flow":
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": schedule.shift}
+    return {
+        "_class_name": "DDIMScheduler", "num_train_timesteps": schedule.steps, "beta_schedule": schedule.kind,
+        "beta_start": schedule.start, "beta_end": schedule.end, "prediction_type": config.prediction,
+        "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+    }
+
+
+def _device() -> torch.device:
+    """Where the frozen encoders run while a cache is filled."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _normal(places: list[Place], seed: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    """[places, *shape] float32, row i of place i."""
+    count = torch.Size(shape).numel()
+    return torch.stack([torch.from_numpy(p.normal(seed, purpose, count)).float().reshape(shape) for p in places])

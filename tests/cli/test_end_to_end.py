@@ -1,0 +1,68 @@
+"""The command line on a real pipeline with random weights: draw, tell, repeat; and what cannot be drawn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.cli import main
+from tests.parity import tiny
+
+SMALL = ["--steps", "3", "--width", "64", "--height", "64", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("sd1")
+    tiny.pipeline("sd1", place).save_pretrained(place / "model")
+    return str(place / "model")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_a_picture_is_drawn_tells_how_and_is_drawn_again(
+    model: str, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["a red apple", "-m", model, "--seed", "7", "--sampler", "DPM++ 2M Karras", "-o", f"apple.{suffix}", *SMALL]
+    assert main(line) == 0
+    assert capsys.readouterr() == (f"apple.{suffix}\n", "")
+    assert main(["info", f"apple.{suffix}", "--json"]) == 0
+    request = json.loads(capsys.readouterr().out)["request"]
+    assert (request["prompt"], request["seed"], request["steps"]) == ("a red apple", 7, 3)
+    code = main(["replay", f"apple.{suffix}", "--verify", "--quiet"])
+    out = capsys.readouterr().out
+    assert (code, out) == (0, "identical: every pixel\n") if suffix == "png" else "only a PNG" in out
+
+
+def test_several_pictures_and_their_grid(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a cat", "-m", model, "--seed", "1", "--count", "3", "--grid", "-o", "cat.png", *SMALL]) == 0
+    assert capsys.readouterr().out.split() == ["cat-1.png", "cat-2.png", "cat-3.png", "cat-grid.png"]
+    assert Image.open("cat-grid.png").size == (128, 128)
+    assert main(["a cat", "-m", model, "--seed", "2", "-o", "alone.png", *SMALL]) == 0
+    alone, second = (np.asarray(Image.open(name)).astype(int) for name in ("alone.png", "cat-2.png"))
+    assert np.abs(alone - second).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--width", "513"], "512 and 520"), (["--sampler", "eulr a"], "did you mean"), (["--model", "absent"], "absent"),
+     (["x" * 100_000], "100,000 characters"), (["--refiner-start", "0.8"], "refiner"), (["--device", "cudda"], "cudda"),
+     (["--spacing", "karas"], "karras"), (["--dtype", "float8"], "float16")],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_said_in_one_paragraph_and_leaves_nothing(
+    model: str, words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [] if "--model" in words else ["--model", model]
+    assert main(["generate", *words, *given, "--steps", "2", "-o", "never.png"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert "\n\n" not in err.strip()
+    assert len(err) < 1000
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,79 @@
+"""The whole way from prompt to latents equals diffusers' pipelines: same folder, prompt, noise, sampler, guidance."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato
+from tests.parity import tiny
+
+PROMPT, NEGATIVE = "a red apple on the table, photo", "blue star"
+STEPS, SCALE, SEED, SIDE = 20, 7.5, 5, 64
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
+    "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": False},
+    "LMSDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {"timestep_spacing": "leading"},
+    "HeunDiscreteScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverMultistepScheduler karras": {"use_karras_sigmas": True},
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+}
+"""Scheduler classes and what their config says beside the noise schedule."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def make(family: str) -> tuple[Any, Path]:
+        folder = tmp_path_factory.mktemp(family)
+        peer = tiny.pipeline(family, folder)
+        peer.save_pretrained(folder / "model")
+        return peer, folder / "model"
+
+    return make
+
+
+def with_scheduler(peer: Any, solver: str) -> Any:
+    import diffusers
+
+    shared = ("beta_start", "beta_end", "beta_schedule", "steps_offset", "prediction_type")
+    config = {key: peer.scheduler.config[key] for key in shared}
+    cls = getattr(diffusers, solver.split()[0])
+    if "steps_offset" not in cls.__init__.__wrapped__.__code__.co_varnames:
+        config.pop("steps_offset")
+    peer.scheduler = cls(**config, **SOLVERS[solver])
+    return peer
+
+
+EVERYDAY = {("sd2", "DDIMScheduler"), ("sdxl", "EulerDiscreteScheduler")}
+"""Beside all of sd1: the other families go through the same code but for their conditionings."""
+
+CASES = [
+    pytest.param(family, solver, marks=[] if family == "sd1" or (family, solver) in EVERYDAY else pytest.mark.slow)
+    for family in ("sd1", "sd2", "sdxl") for solver in SOLVERS
+]
+
+
+@pytest.mark.parametrize(("family", "solver"), CASES)
+def test_latents_equal_those_of_diffusers(folders: Any, family: str, solver: str, tmp_path: Path) -> None:
+    peer, _ = folders(family)
+    peer = with_scheduler(peer, solver)
+    peer.save_pretrained(tmp_path)
+    theirs = peer(
+        PROMPT, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=SCALE, height=SIDE, width=SIDE,
+        generator=torch.Generator().manual_seed(SEED), output_type="latent",
+    ).images
+    pipe = sfumato.load(str(tmp_path), dtype="float32")
+    ours = pipe(
+        PROMPT, negative_prompt=NEGATIVE, steps=STEPS, cfg_scale=SCALE, height=SIDE, width=SIDE, seed=SEED,
+        noise="torch",
+    )
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))

@@ -1,0 +1,186 @@
+"""What a request takes: counted, chosen to fit, and true."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import sfumato
+from sfumato.cli import main
+from sfumato.core.errors import CapacityError
+from sfumato.core.request import Request
+from sfumato.engine.rates import Rates
+from sfumato.engine.residence import USUAL, Holding, asleep
+from sfumato.families.load import open_model
+from sfumato.families.types import Model
+from sfumato.tasks import pipeline as pipelines
+from sfumato.tasks.forecast import Forecaster
+from tests.conftest import ROOT
+from tests.parity import tiny
+
+RATES = Rates(convolution=1e9, product=2e9, attention=1e9, movement=1e9, latency=1e-6, load=1e9, process=0)
+REQUEST = Request("a red apple", width=256, height=256, steps=4, count=4, sampler="euler")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sd1")
+    tiny.pipeline("sd1", place).save_pretrained(place / "model")
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return open_model(folder, device="cpu", asleep=True)
+
+
+@pytest.fixture(scope="module")
+def forecaster(model: Model) -> Forecaster:
+    return Forecaster(model, REQUEST, RATES)
+
+
+def test_nothing_is_read_and_nothing_is_woken(model: Model, forecaster: Forecaster) -> None:
+    forecaster.forecast(USUAL)
+    assert all(asleep(part) for part in model.parts.values())
+
+
+def test_phases(forecaster: Forecaster) -> None:
+    text, steps, decoding = forecaster.forecast(USUAL).phases
+    assert [phase.calls for phase in (text, steps, decoding)] == [1, 4, 4]
+    found = forecaster.forecast(USUAL)
+    assert found.seconds == pytest.approx(text.seconds + steps.seconds + decoding.seconds)
+    assert found.peak == max(text.peak, steps.peak, decoding.peak)
+    assert not found.notes()
+
+
+def test_steps_count_what_the_sampler_asks(model: Model) -> None:
+    for sampler, calls in {"euler": 4, "heun": 7, "dpm2": 7, "ddim": 4}.items():
+        found = Forecaster(model, replace(REQUEST, sampler=sampler), RATES).forecast(USUAL)
+        assert found.phases[1].calls == calls, sampler
+
+
+def test_time_grows_with_work(model: Model, forecaster: Forecaster) -> None:
+    usual = forecaster.forecast(USUAL).phases
+    larger = Forecaster(model, replace(REQUEST, width=512), RATES).forecast(USUAL).phases
+    fewer = Forecaster(model, replace(REQUEST, count=2), RATES).forecast(USUAL).phases
+    unguided = Forecaster(model, replace(REQUEST, cfg_scale=1.0), RATES).forecast(USUAL).phases
+    assert larger[2].flops > 2 * usual[2].flops  # attention grows with the square
+    assert usual[1].flops == pytest.approx(2 * fewer[1].flops, rel=0.01)
+    assert usual[1].flops > 1.5 * unguided[1].flops
+    assert usual[0].flops == 2 * unguided[0].flops
+
+
+def test_rows_in_turn_do_the_same_work_in_less_memory(forecaster: Forecaster) -> None:
+    together, apart = (forecaster.forecast(Holding(rows=rows)).phases[1] for rows in (16, 2))
+    assert apart.calls == 4 * together.calls
+    assert apart.flops == pytest.approx(together.flops, rel=0.01)
+    assert apart.peak < together.peak
+
+
+def test_each_way_of_holding_takes_less_than_the_one_before(forecaster: Forecaster) -> None:
+    ways = [Holding("resident"), Holding("parts"), Holding("layers"), Holding("layers", 2, 16)]
+    peaks = [forecaster.forecast(way).peak for way in ways]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == len(peaks)
+    assert forecaster.forecast(Holding("layers")).seconds > forecaster.forecast(Holding("parts")).seconds
+
+
+def test_the_gentlest_way_that_fits_is_chosen(forecaster: Forecaster) -> None:
+    usual, parts = (forecaster.forecast(Holding(where)).peak for where in ("resident", "parts"))
+    assert forecaster.fit(usual).holding == USUAL
+    assert forecaster.fit(parts).holding.where == "parts"
+    assert forecaster.fit(parts).holding.tile is None
+    chosen = []
+    for limit in range(usual, 0, -3_000_000):
+        try:
+            found = forecaster.fit(limit)
+        except CapacityError:
+            break
+        assert found.peak <= limit
+        chosen.append(found.holding)
+    assert {holding.where for holding in chosen} == {"resident", "parts", "layers"}
+    assert chosen[-1].where == "layers"
+    assert chosen[-1].rows < USUAL.rows
+    exact = [holding.tile is None for holding in chosen]
+    assert exact.index(False) > [holding.where for holding in chosen].index("parts")  # tiles change the picture
+
+
+def test_the_least_that_is_named_is_enough(forecaster: Forecaster) -> None:
+    with pytest.raises(CapacityError, match="at least") as caught:
+        forecaster.fit(1)
+    named = int(str(caught.value).split("at least ")[1].split(" MB")[0])
+    assert forecaster.fit((named + 1) * 1_000_000).peak <= (named + 1) * 1_000_000
+
+
+def test_half_precision_and_parts_that_stay(folder: Path) -> None:
+    full, half = (open_model(folder, device="cpu", dtype=dtype, asleep=True) for dtype in ("float32", "bfloat16"))
+    narrow, wide = (Forecaster(m, REQUEST, RATES).forecast(Holding("parts")).phases[0].peak for m in (half, full))
+    assert narrow < wide
+    before = Forecaster(full, REQUEST, RATES).forecast(Holding("layers")).phases[0].peak
+    full.parts["unet"] = full.files.pop("unet").load()
+    after = Forecaster(full, REQUEST, RATES).forecast(Holding("layers")).phases[0].peak
+    weights = sum(p.nbytes for p in full.parts["unet"].parameters())
+    assert after - before == weights
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines, "rates", lambda *_: RATES)
+
+
+@pytest.mark.usefixtures("known")
+def test_a_budget_changes_the_way_and_not_the_picture(folder: Path) -> None:
+    request = Request("a cat", seed=2, steps=2, width=64, height=64)
+    expected = sfumato.load(str(folder), device="cpu", optimize=False)(request)
+    pipe = sfumato.load(str(folder), device="cpu", max_memory="50MB")
+    found = pipe(request)
+    assert (found.pictures[0].pixels == expected.pictures[0].pixels).all()
+    assert any("each layer is in memory only while it computes" in note for note in found.notes)
+    with pytest.raises(CapacityError, match="limit is 2 MB"):
+        pipe(request, max_memory="2MB")
+    assert not any("memory" in note for note in pipe(request, max_memory="1GB").notes)
+
+
+@pytest.mark.usefixtures("known")
+def test_plan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plan", "--model", str(folder), "--width", "128", "--height", "64", "--steps", "3", "--device", "cpu"]
+    assert main(line) == 0
+    text = capsys.readouterr().out
+    assert "1 of 128 x 64, 3 steps" in text
+    assert all(word in text for word in ("text encoding", "denoising", "decoding", "GFLOP", "MB", "float32 on cpu"))
+    assert main([*line, "--json", "--max-memory", "55MB"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["peak"] <= 55e6
+    assert told["holding"]["where"] != "resident"
+    assert [phase["name"] for phase in told["phases"]] == ["text encoding", "denoising", "decoding"]
+    assert main([*line, "--max-memory", "5MB"]) == 2
+    assert "needs at least" in capsys.readouterr().err
+    assert main([*line, "--max-memory", "some"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["resident", "parts", "layers"])
+def test_the_peak_is_within_15_percent_of_what_is_measured(folder: Path, where: str) -> None:
+    """In a fresh process, on a picture small enough that the process itself is most of it; `make bench` has larger."""
+    case = {"model": "tiny", "stored": "float32", "size": 256, "count": 4, "steps": 2,
+            "holding": {"where": where, "rows": 16, "tile": None}}  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.memory", "draw", str(folder), json.dumps(case)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert abs(found["predicted"] / found["peak"] - 1) < 0.15
+
+
+def test_rates_are_what_the_pipeline_asks_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def told(*arguments: object) -> Rates:
+        asked.append(arguments)
+        return RATES
+
+    monkeypatch.setattr(pipelines, "rates", told)
+    pipe = sfumato.load(str(folder), device="cpu", optimize=False)
+    pipe.forecaster(REQUEST, again=True)
+    assert asked == [(pipe.model.device, pipe.model.dtype, True)]

@@ -1,0 +1,326 @@
+"""All three stages, tiny, from pictures to a model folder."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.checkpoints.diffusers import read_folder
+from sfumato.checkpoints.lazy import lazy_all
+from sfumato.checkpoints.write import save_file
+from sfumato.cli import main
+from sfumato.core.config import from_dict, to_dict
+from sfumato.core.errors import ConfigError, DataError
+from sfumato.models.perceptual import Perceptual, Vgg16
+from sfumato.models.unet import UNetConfig
+from sfumato.sampling.diffusers_config import from_diffusers
+from sfumato.training import journal, shapes
+from sfumato.training import material as materials
+from sfumato.training import run as runs
+from sfumato.training.framing import Framing
+from sfumato.training.material import Material
+from sfumato.training.order import Place
+from sfumato.training.recipe import DataConfig, DiffusionStage, Recipe, ScheduleConfig, to_toml
+from sfumato.training.run import run
+from sfumato.training.stages.autoencoder import AutoencoderTraining
+from sfumato.training.stages.diffusion import DiffusionTraining, scheduler_config
+
+TRAIN: dict[str, Any] = {"steps": 2, "batch": 4, "eval_every": 2, "trackers": [], "rate": {"learning_rate": 1e-3}}
+TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+CODER = {
+    "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "mid_block_add_attention": False,
+}
+UNET = {
+    "block_out_channels": [8, 8], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "layers_per_block": 1, "attention_head_dim": 2,
+    "cross_attention_dim": 16, "norm_num_groups": 4,
+}
+PIXEL_UNET = {
+    "block_out_channels": [8, 8], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4,
+}  # fmt: skip
+TEXT = {**TOWER, "max_position_embeddings": 16}
+CLIP = {
+    "projection_dim": 8, "text_config": TEXT, "vision_config": {**TOWER, "image_size": 16, "patch_size": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    shapes.write(folder / "s", 20, 16)
+    return folder / "s"
+
+
+def recipe(pictures: Path, **tables: Any) -> Recipe:
+    data = {"where": str(pictures), "resolution": 16, "held_out": 0.2, **tables.pop("data", {})}
+    return from_dict(Recipe, {"data": data, **tables})
+
+
+def stage(recipe: Recipe, root: Path) -> DiffusionTraining:
+    return DiffusionTraining(recipe, Material(recipe.data, 0), root)
+
+
+@pytest.fixture(scope="module")
+def model(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all stages."""
+    folder = tmp_path_factory.mktemp("run")
+    whole = recipe(
+        pictures, name="tiny", autoencoder={"model": CODER, "train": TRAIN},
+        clip={"model": CLIP, "vocab_size": 530, "train": TRAIN},
+        diffusion={
+            "unet": UNET, "train": TRAIN, "loss": {"noise_offset": 0.1, "input_perturbation": 0.1},
+            "prompts": ["a large red circle", "a small blue star"], "sample_steps": 2,
+        },
+    )
+    (folder / "recipe.toml").write_text(to_toml(to_dict(whole)))
+    assert main(["train", str(folder / "recipe.toml"), "-o", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_a_run_folder_is_a_model_folder(model: Path) -> None:
+    folder = read_folder(model)
+    assert folder.pipeline == "StableDiffusionPipeline"
+    assert set(folder.parts) == {"unet", "vae", "text_encoder"}
+    for part in folder.parts.values():
+        assert all(torch.isfinite(p).all() for p in part.load().parameters())
+    scale = folder.parts["vae"].config.scaling_factor
+    x = torch.rand(4, 3, 16, 16) * 2 - 1
+    assert 0.2 < (folder.parts["vae"].load().encode(x).mean * scale).std() < 5
+    assert folder.parts["unet"].config.sample_size == 8
+    card = (model / "README.md").read_text()
+    assert "autoencoder: held_out.psnr" in card
+    assert "[diffusion.unet]" in card
+    for name in ("autoencoder", "clip", "diffusion"):
+        lines = journal.read(model / "training" / name / "curves.jsonl")
+        assert "held_out.loss" in lines[-1]
+    assert Image.open(model / "training/autoencoder/samples/00000002.png").size == (5 * 18, 2 * 18)
+    assert Image.open(model / "training/diffusion/samples/00000002.png").size == (2 * 18, 18)
+
+
+def test_a_finished_run_is_not_trained_again(model: Path, pictures: Path) -> None:
+    before = (model / "training/diffusion/curves.jsonl").read_text()
+    told: list[str] = []
+    from sfumato.training.recipe import load
+
+    assert run(load(model / "recipe.toml"), model, told.append)
+    assert (model / "training/diffusion/curves.jsonl").read_text() == before
+    assert sum("Going on from step 2" in text for text in told) == 3
+
+
+def test_cached_latents_train_like_fresh_ones(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The same places, with latents from the cache or encoded on the fly: the same losses."""
+    found = []
+    for cache in (True, False):
+        made = stage(
+            recipe(
+                pictures, data={"framing": {"flip": 0.5}},
+                diffusion={"unet": UNET, "cache": cache, "autoencoder": str(model / "vae"), "text_encoder": str(model)},
+            ),
+            tmp_path,
+        )
+        places = made.order(8).places(0)
+        ((_, loss),) = made.losses(made.players, made.load(places), 0)
+        found.append(loss.each)
+    assert torch.allclose(found[0], found[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_text_is_trained_with_the_denoiser(model: Path, pictures: Path, tmp_path: Path, checkpointing: bool) -> None:
+    made = stage(
+        recipe(
+            pictures, diffusion={
+                "unet": UNET, "text": TEXT, "vocab_size": 530, "autoencoder": str(model / "vae"),
+                "train": {**TRAIN, "gradient_checkpointing": checkpointing},
+            },
+        ),
+        tmp_path,
+    )  # fmt: skip
+    ((_, loss),) = made.losses(made.players, made.load(made.order(4).places(0)), 0)
+    torch.autograd.backward(loss.total)
+    assert made.network.text is not None
+    gradients = [p.grad for p in made.network.text.parameters()]
+    assert all(g is not None for g in gradients)
+    made.export(made.network.state_dict(), {})
+    assert set(read_folder(tmp_path).parts) == {"unet", "vae", "text_encoder"}
+
+
+def test_dropped_captions_are_the_empty_one(model: Path, pictures: Path, tmp_path: Path) -> None:
+    tables = {"unet": UNET, "autoencoder": str(model / "vae"), "text_encoder": str(model)}
+    kept, dropped = (stage(recipe(pictures, diffusion={**tables, "drop": d}), tmp_path) for d in (0.0, 1.0))
+    places = kept.order(4).places(0)
+    assert not kept.load(places)["context"].equal(dropped.load(places)["context"])
+    assert all(row.equal(dropped.states[""]) for row in dropped.load(places)["context"])
+    part = stage(recipe(pictures, diffusion={**tables, "drop": 0.1}), tmp_path)
+    shown = [part.load([p])["context"][0].equal(part.states[""]) for s in range(20) for p in part.order(8).places(s)]
+    assert 4 <= sum(shown) <= 30
+
+
+@pytest.mark.parametrize(
+    "loss", [{"learned_variance": True}, {"weighting": "min_snr"}, {"timesteps": "logit_normal"}],
+)  # fmt: skip
+def test_unconditional_pixels(pictures: Path, tmp_path: Path, loss: dict[str, Any]) -> None:
+    network = {**PIXEL_UNET, "out_channels": 6 if "learned_variance" in loss else 3}
+    tables = {"conditioning": "none", "space": "pixel", "unconditional": network, "loss": loss, "train": TRAIN}
+    assert run(recipe(pictures, diffusion=tables), tmp_path, lambda text: None)
+    assert read_folder(tmp_path).pipeline == "DDPMPipeline"
+
+
+def test_classes_in_pixels(pictures: Path, tmp_path: Path) -> None:
+    for i, name in enumerate(("one", "two") * 3):
+        (tmp_path / "c" / name).mkdir(parents=True, exist_ok=True)
+        shapes.draw(shapes.scene(1, i), 1, i, 16).save(tmp_path / "c" / name / f"{i}.png")
+    tables: dict[str, Any] = {"conditioning": "class", "space": "pixel", "train": TRAIN}
+    wrong = recipe(tmp_path / "c", diffusion={**tables, "unconditional": PIXEL_UNET})
+    with pytest.raises(ConfigError, match="num_class_embeds must be 3"):
+        run(wrong, tmp_path / "run", lambda text: None)
+    right = recipe(tmp_path / "c", diffusion={**tables, "unconditional": {**PIXEL_UNET, "num_class_embeds": 3}})
+    assert run(right, tmp_path / "run", lambda text: None)
+
+
+def test_vq_with_a_judge(pictures: Path, tmp_path: Path) -> None:
+    whole = recipe(
+        pictures, autoencoder={
+            "vq": {**CODER, "num_vq_embeddings": 16, "latent_channels": 4}, "train": TRAIN,
+            "loss": {"adversarial": 0.5, "l2": 1.0}, "discriminator": {"channels": 8, "layers": 1},
+        },
+    )  # fmt: skip
+    made = AutoencoderTraining(whole, Material(whole.data, 0), tmp_path)
+    batch = made.load(made.order(4).places(0))
+    learned = []
+    for name, loss in made.losses(made.players, batch, 0):
+        torch.autograd.backward(loss.total)
+        learned.append(name)
+        own = [p.grad is not None for p in made.players["discriminator"].parameters()]
+        assert any(own) == (name == "discriminator")
+    assert learned == ["autoencoder", "discriminator"]
+    assert {"codes", "adversarial"} <= set(next(iter(made.losses(made.players, batch, 0)))[1].parts)
+
+
+def test_held_out_losses_are_always_the_same(pictures: Path, tmp_path: Path) -> None:
+    tables = {"conditioning": "none", "space": "pixel", "unconditional": PIXEL_UNET}
+    made = stage(recipe(pictures, diffusion=tables), tmp_path)
+    assert made.evaluate() == made.evaluate()
+    assert made.material.held_out
+    assert not set(made.material.held_out) & set(made.material.training)
+
+
+def test_what_does_not_fit_is_refused_before_training(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no autoencoder in"):
+        stage(recipe(pictures, diffusion={"unet": UNET}), tmp_path)
+    with pytest.raises(DataError, match="no classes"):
+        stage(recipe(pictures, diffusion={"conditioning": "class", "unconditional": PIXEL_UNET}), tmp_path)
+    odd = recipe(pictures, data={"resolution": 17}, autoencoder={"model": CODER})
+    with pytest.raises(ConfigError, match="17 x 17"):
+        AutoencoderTraining(odd, Material(odd.data, 0), tmp_path)
+    cropped = recipe(pictures, data={"framing": {"crop": "random"}}, diffusion={"unet": UNET})
+    with pytest.raises(ConfigError, match="cannot be cached"):
+        stage(cropped, tmp_path)
+
+
+def test_a_finished_model_is_uploaded(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[Path, str]] = []
+
+    def push(folder: Path, repository: str) -> str:
+        sent.append((folder, repository))
+        return "there"
+
+    monkeypatch.setattr(runs, "push", push)
+    whole = recipe(
+        pictures, push_to_hub="org/mine",
+        diffusion={"conditioning": "none", "space": "pixel", "unconditional": PIXEL_UNET, "train": TRAIN},
+    )  # fmt: skip
+    told: list[str] = []
+    assert run(whole, tmp_path / "run", told.append)
+    assert sent == [(tmp_path / "run", "org/mine")]
+    assert told[-1] == "Uploaded to there"
+
+
+def test_bad_data_stops_a_run_before_it_starts(pictures: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shapes.write(bad, 3, 16)
+    (bad / "images/2.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"images/2\.png"):
+        Material(DataConfig(str(bad), resolution=16), 0)
+    accepted = Material(DataConfig(str(bad), resolution=16, accept=("unreadable",)), 0)
+    assert [accepted.keys[i] for i in accepted.training] == ["images/1.png", "images/3.png"]
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_pictures_kept_in_memory_are_framed_alike(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(materials, "KEPT_BYTES", limit)
+    config = DataConfig(str(pictures), resolution=12, framing=Framing(flip=0.5))
+    material = Material(config, 0)
+    flipped = set()
+    for number in range(12):
+        place = Place(0, number, 0)
+        for _ in range(2):
+            found = material.framed(3, place)
+            expected = config.framing.frame(material.picture(3), (12, 12), 0, place)
+            assert found.pixels.equal(expected.pixels)
+            assert found[1:] == expected[1:]
+            flipped.add(found.flipped)
+    assert flipped == {True, False}
+    assert bool(material._kept) == bool(limit)
+
+
+def test_buckets_make_batches_of_one_size(tmp_path: Path) -> None:
+    for i, size in enumerate([(64, 64), (128, 64), (64, 128), (64, 60), (130, 64)]):
+        shapes.draw(shapes.scene(0, i), 0, i, 64).resize(size).save(tmp_path / f"{i}.png")
+    config = DataConfig(str(tmp_path), resolution=64, buckets=True, bucket_step=16)
+    material = Material(config, 0)
+    order = material.order(2)
+    for step in range(order.steps_per_epoch):
+        items = [material.training[p.item] for p in order.places(step)]
+        assert len({material.framed(i, Place(0, 0, 0)).pixels.shape for i in items}) == 1
+    assert len(material.by_size()) == 3
+
+
+def test_lpips_weights_are_loaded_and_used(pictures: Path, tmp_path: Path) -> None:
+    made = {**Vgg16().state_dict(), "classifier.0.weight": torch.zeros(1)}
+    made |= {n: t for n, t in Perceptual(Vgg16()).state_dict().items() if n.startswith("lin")}
+    save_file(tmp_path / "vgg.safetensors", lazy_all(made))
+    tables = {"model": CODER, "loss": {"perceptual": 1.0}}
+    whole = recipe(pictures, autoencoder={**tables, "perceptual_weights": str(tmp_path / "vgg.safetensors")})
+    stage = AutoencoderTraining(whole, Material(whole.data, 0), tmp_path)
+    ((_, loss),) = stage.losses(stage.players, stage.load(stage.order(2).places(0)), 0)
+    assert loss.parts["perceptual"] > 0
+    without = recipe(pictures, autoencoder=tables)
+    with pytest.raises(ConfigError, match="perceptual_weights"):
+        AutoencoderTraining(without, Material(without.data, 0), tmp_path)
+
+
+def test_curves_are_drawn_by_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    told = journal.Journal(tmp_path, 0, ("tensorboard",), "x")
+    told.write(0, {"loss": 1.0})
+    told.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "zero_snr", "flow"])
+def test_the_scheduler_that_is_written_is_the_schedule_that_was_trained(kind: str) -> None:
+    schedule = ScheduleConfig("linear", zero_terminal_snr=True) if kind == "zero_snr" else from_dict(
+        ScheduleConfig, {"kind": kind, "start": 0.001, "end": 0.015}
+    )  # fmt: skip
+    prediction = "flow" if kind == "flow" else "v_prediction"
+    unet = from_dict(UNetConfig, UNET)
+    config = from_dict(DiffusionStage, {"unet": unet, "schedule": schedule, "prediction": prediction})
+    plan = from_diffusers(scheduler_config(config))
+    time = torch.tensor([1.0, 250.0, 600.0, 998.0])
+    assert torch.allclose(plan.schedule.sigma(time), schedule.build().sigma(time))
+    assert plan.prediction == prediction
+    assert plan.sigmas(5)[0] > plan.sigmas(5)[-2] > 0
+
+
+@pytest.mark.slow
+def test_diffusers_draws_with_a_run_folder(model: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model)
+    pictures = pipeline("a large red circle", num_inference_steps=2, output_type="np", height=16, width=16).images
+    assert pictures.shape == (1, 16, 16, 3)
