@@ -1,9 +1,17 @@
 """How a network is compared with its peer: the same random weights in both, the same input, the relative difference."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sfumato.core.config import to_dict
+
+
+def known_to_peers(config: Any) -> dict[str, Any]:
+    """A config's fields as the peer's class takes them: without those that are this project's own."""
+    return {key: value for key, value in to_dict(config).items() if key not in getattr(config, "own", ())}
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -6,9 +6,8 @@ import diffusers
 import pytest
 import torch
 
-from sfumato.core.config import to_dict
 from sfumato.models.autoencoder import SD_VAE, SDXL_VAE, X4_UPSCALER_VAE, Autoencoder, AutoencoderConfig
-from tests.parity.peers import parameter_count, randomise, relative_error, shapes
+from tests.parity.peers import known_to_peers, parameter_count, randomise, relative_error, shapes
 
 TINY = {
     "three levels": AutoencoderConfig(block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4),
@@ -28,7 +27,7 @@ TINY = {
 def compare(config: AutoencoderConfig, height: int, width: int, tolerance: float) -> None:
     torch.manual_seed(0)
     kind: Any = diffusers.AutoencoderKL
-    theirs = kind(**to_dict(config))
+    theirs = kind(**known_to_peers(config))
     randomise(theirs)
     with torch.device("meta"):
         ours = Autoencoder(config)

@@ -6,9 +6,8 @@ import diffusers
 import pytest
 import torch
 
-from sfumato.core.config import to_dict
 from sfumato.models.vq_autoencoder import VQ_F8, VQAutoencoder, VQConfig
-from tests.parity.peers import randomise, relative_error, shapes
+from tests.parity.peers import known_to_peers, randomise, relative_error, shapes
 
 TINY = VQConfig(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=3, num_vq_embeddings=20,
@@ -20,7 +19,7 @@ TINY = VQConfig(
 def compare(config: VQConfig, size: int) -> None:
     torch.manual_seed(0)
     kind: Any = diffusers.VQModel
-    theirs = kind(**to_dict(config))
+    theirs = kind(**known_to_peers(config))
     randomise(theirs)
     ours = VQAutoencoder(config)
     assert shapes(ours.state_dict()) == shapes(theirs.state_dict())
