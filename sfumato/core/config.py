@@ -11,6 +11,7 @@ Unknown keys are refused with the nearest known name; a value of the wrong type 
 
 import dataclasses
 import json
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -158,7 +159,7 @@ def parse(text: str, hint: Any, where: str) -> Any:
     if origin is Literal:
         return convert(next((a for a in arguments if str(a) == text), text), hint, where)
     if origin is tuple and not text.lstrip().startswith("["):
-        parts = [part.strip() for part in text.split(",") if part.strip()]
+        parts = split(text)
         kinds = [arguments[0]] * len(parts) if arguments[-1] is ... else arguments
         if len(parts) != len(kinds):
             raise ConfigError(f"{where}: expected {len(kinds)} values, got {len(parts)}.")
@@ -168,6 +169,22 @@ def parse(text: str, hint: Any, where: str) -> Any:
     except ValueError:  # TOML errors are ValueErrors, and so is a second line that would set something else
         raise ConfigError(f"{where}: cannot read {text!r} as {getattr(hint, '__name__', hint)}.") from None
     return convert(value, hint, where)
+
+
+# A quote opens only where a value may begin: "it's" has an apostrophe.
+_PIECES = re.compile(r"""(?<![^\s,=\[{])(?:"(?:\\.|[^"\\])*"|'[^']*')|[\[{]|[\]}]|,|[^\[{\]},"']+|.""", re.DOTALL)
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas, but for commas inside brackets, braces or quotes: ``a=[1,2], b`` has two parts."""
+    parts, depth = [""], 0
+    for piece in _PIECES.findall(text):
+        depth = max(0, depth + (piece in ("[", "{")) - (piece in ("]", "}")))
+        if piece == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return [part.strip() for part in parts if part.strip()]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -103,6 +103,18 @@ def test_lists_are_separated_by_commas_or_written_as_toml(values: list[int]) -> 
     assert parse(str(values), tuple[int, ...], "--x") == tuple(values)
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.widths=[96,192]", ("a.widths=[96,192]",)), ("a=[1,[2,3]], b={c=1,d=2},e", ("a=[1,[2,3]]", "b={c=1,d=2}", "e")),
+        ('a="x, y",b', ('a="x, y"', "b")), ("a='x,]',b", ("a='x,]'", "b")), (r'a="x\",y",b', (r'a="x\",y"', "b")),
+        ("it's, that's", ("it's", "that's")), ('a",b', ('a"', "b")), ("a],b[c,d]", ("a]", "b[c,d]")), (" , a,, ", ("a",)),
+    ],
+)  # fmt: skip
+def test_commas_inside_brackets_and_quotes_do_not_separate(text: str, parts: tuple[str, ...]) -> None:
+    assert parse(text, tuple[str, ...], "--x") == parts
+
+
 PARSED: list[tuple[str, Any, Any]] = [
     ("yes", bool, True), ("OFF", bool, False), ("none", int | None, None), ("4", int | None, 4),
     ("3", Literal["a", 3], 3), ("1, 2.5", tuple[int, float], (1, 2.5)), ("a/b", Path, Path("a/b")),

@@ -68,8 +68,6 @@ class ClipTraining:
         return {"pixels": torch.stack(pixels), **self._texts(items)}
 
     def _texts(self, items: list[int]) -> Batch:
-        if self.config.train.gradient_checkpointing:
-            raise ConfigError("gradient_checkpointing is for denoisers alone: leave it out of [clip.train].")
         captions = [self.material.captions[i] for i in items]
         ids = torch.tensor([framed_ids(self.tokenizer, caption) for caption in captions])
         return {"ids": ids, "same": torch.tensor([self.numbers[caption] for caption in captions])}
