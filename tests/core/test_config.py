@@ -106,9 +106,11 @@ def test_lists_are_separated_by_commas_or_written_as_toml(values: list[int]) -> 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("a.widths=[96,192]", ("a.widths=[96,192]",)), ("a=[1,[2,3]], b={c=1,d=2},e", ("a=[1,[2,3]]", "b={c=1,d=2}", "e")),
+        ("a.widths=[96,192]", ("a.widths=[96,192]",)),
+        ("a=[1,[2,3]], b={c=1,d=2},e", ("a=[1,[2,3]]", "b={c=1,d=2}", "e")),
         ('a="x, y",b', ('a="x, y"', "b")), ("a='x,]',b", ("a='x,]'", "b")), (r'a="x\",y",b', (r'a="x\",y"', "b")),
-        ("it's, that's", ("it's", "that's")), ('a",b', ('a"', "b")), ("a],b[c,d]", ("a]", "b[c,d]")), (" , a,, ", ("a",)),
+        ("it's, that's", ("it's", "that's")), ('a",b', ('a"', "b")), ("a],b[c,d]", ("a]", "b[c,d]")),
+        (" , a,, ", ("a",)),
     ],
 )  # fmt: skip
 def test_commas_inside_brackets_and_quotes_do_not_separate(text: str, parts: tuple[str, ...]) -> None:
