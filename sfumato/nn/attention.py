@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,4 +42,17 @@ def attend(
     tap = _tap.get()
     if tap is not None and name:
         tap(q, k, name)
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return _wide(q, k, v, mask, causal, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+def _wide(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    """In float32, whatever mixed precision says: a CPU takes 4 to 15 times as long for the gradient in bfloat16."""
+    with torch.autocast("cpu", enabled=False):
+        if mask is not None and mask.is_floating_point():
+            mask = mask.float()
+        y = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, scale=scale
+        )
+    return y.to(v.dtype)
