@@ -1,11 +1,11 @@
 """What ``sfumato inspect`` says of a file or folder: a report, and the report as text."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.checkpoints.diffusers import read_folder, read_part
+from sfumato.checkpoints.diffusers import Folder, read_folder, read_part
 from sfumato.checkpoints.fingerprint import Fingerprint, candidates
 from sfumato.checkpoints.hashes import CONTENT_KEY, FileHashes, content_hash, file_hashes, verify
 from sfumato.checkpoints.kinds import describe
@@ -19,6 +19,9 @@ from sfumato.core.errors import CheckpointError
 
 Layouts = Mapping[tuple[str, str], Layout]
 """(family, variant) -> what a single file of it holds."""
+
+Judge = Callable[[Folder], tuple[str, tuple[str, ...]]]
+"""What the families say of a model folder: the name of its family, or nothing, and what is wrong with it."""
 
 GROUPS = {
     UNET_PREFIX: "unet",
@@ -105,7 +108,8 @@ class Report:
 
 
 def inspect(
-    path: Path, table: Iterable[Fingerprint] = (), layouts: Layouts | None = None, hashes: bool = True
+    path: Path, table: Iterable[Fingerprint] = (), layouts: Layouts | None = None, hashes: bool = True,
+    judge: Judge = lambda folder: ("", ()),
 ) -> Report:
     """Read the headers, and, for hashes, every byte once or twice.
 
@@ -113,13 +117,14 @@ def inspect(
         table: the families' fingerprints.
         layouts: of the families' single files, to tell what is missing.
         hashes: whether to hash file and content.
+        judge: of model folders.
 
     Raises:
         CheckpointError: what cannot be opened at all; see ``open_file`` and ``read_folder``.
     """
     kind, table = sniff(path), list(table)
     if kind == "folder":
-        return _folder(path, table, hashes)
+        return _folder(path, hashes, judge)
     file = open_file(path)
     rows = candidates(file.tensors, table)
     problems, left = _fits(file, [(layouts or {}).get((r.family, r.variant)) for r in rows])
@@ -161,26 +166,28 @@ def _misfit(part: Part) -> str:
     return ""
 
 
-def _folder(path: Path, table: list[Fingerprint], hashes: bool) -> Report:
+def _folder(path: Path, hashes: bool, judge: Judge) -> Report:
     alone = not (path / "model_index.json").exists()
+    family = ""
+    wrong: tuple[str, ...] = ()
     if alone:
         parts, seems = {"": read_part(path)}, ""
     else:
         folder = read_folder(path)
         parts, seems = dict(folder.parts), folder.pipeline
+        family, wrong = judge(folder)
     everything: dict[str, Lazy] = {
         f"{name}.{key}" if name else key: tensor for name, part in parts.items() for key, tensor in part.tensors.items()
     }
-    rows = candidates(everything, table)
     content = {name: content_hash(part.tensors) for name, part in parts.items()} if hashes else {}
     return Report(
         path,
         "folder",
         seems or next(iter(parts.values())).kind,
-        tuple((r.family, r.variant) for r in rows),
+        ((family, ""),) if family else (),
         {name or part.kind: _size(part.tensors) for name, part in parts.items()},
         _precisions(everything),
-        tuple(filter(None, map(_misfit, parts.values()))),
+        (*filter(None, map(_misfit, parts.values())), *wrong),
         tuple(f"{name}/{key}" if name else key for name, part in parts.items() for key in part.left_behind),
         content=content,
         damaged=tuple(name for name, part in parts.items() if hashes and _is_damaged(part)),

@@ -44,7 +44,9 @@ class Generate:
             picture.save(path)
             made.append({"path": str(path), "seed": picture.seed, "width": picture.image.width,
                          "height": picture.image.height})  # fmt: skip
-        report = {"pictures": made, "notes": result.notes, "seconds": round(result.seconds, 3)}
+        report = {
+            "pictures": made, "tokens": result.tokens, "notes": result.notes, "seconds": round(result.seconds, 3),
+        }  # fmt: skip
         if self.grid:
             from sfumato.tasks.picture import grid
 

@@ -14,8 +14,9 @@ class Inspect:
 
     def run(self) -> int:
         from sfumato.checkpoints.inspect import inspect
+        from sfumato.families.load import judge
         from sfumato.families.single_file import FINGERPRINTS, LAYOUTS
 
-        report = inspect(self.path, FINGERPRINTS, LAYOUTS, self.hashes)
+        report = inspect(self.path, FINGERPRINTS, LAYOUTS, self.hashes, judge)
         print(report.text())
         return 1 if report.problems or report.damaged else 0

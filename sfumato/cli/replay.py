@@ -1,13 +1,15 @@
 """``sfumato replay``."""
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sfumato.cli import naming
 from sfumato.cli.loading import Loading
 from sfumato.cli.progress import bar
+from sfumato.core.config import from_dict
 from sfumato.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replay:
-    """Draw a picture again from the recipe that it holds, with the model that it names unless --model names another."""
+    """Draw a picture again from the recipe that it holds, with the model that it names unless --model names another.
+
+    How the model was opened (--vae, --refiner, --dtype, …) is in the recipe too; a flag given here goes before it.
+    """
 
     file: Annotated[Path, "a picture that sfumato drew"]
     loading: Loading = field(default_factory=Loading)
@@ -36,10 +41,7 @@ class Replay:
             raise RequestError(f"{self.file} is a grid of several pictures; replay one of them.")
         target = None if self.verify else naming.destination(self.output)
         request = old.reading().request
-        recorded = old.recipe.get("model") or {}
-        loading = self.loading
-        dtype = loading.dtype or old.recipe.get("dtype")
-        pipeline = replace(loading, model=loading.model or recorded.get("name"), dtype=dtype).open()
+        pipeline = loading_of(old.recipe, self.loading, f"the recipe in {self.file}").open()
         with bar("drawing", shown=not self.quiet and sys.stderr.isatty()) as on_step:
             (new,) = pipeline(request, on_step=on_step).pictures
 
@@ -66,6 +68,24 @@ class Replay:
         if self.file.suffix.lower() != ".png":
             print("JPEG and WebP change pixels when they are saved; only a PNG can be verified exactly.")
         return 1
+
+
+def loading_of(recipe: Mapping[str, Any], asked: Loading, where: str) -> Loading:
+    """How a recipe's models were opened, except for what is asked for now.
+
+    Raises:
+        ConfigError: the recipe names something that no model is opened with.
+    """
+
+    def table(part: Any, name: str) -> Mapping[str, Any]:
+        found = part.get(name)
+        return found if isinstance(found, Mapping) else {}
+
+    given = {name: value for name, value in vars(asked).items() if value is not None}
+    model = table(recipe, "model")
+    own = {} if "model" in given else {**table(model, "opened"), "model": model.get("name")}
+    told = {"dtype": recipe.get("dtype"), "refiner": table(recipe, "refiner").get("name"), **own}
+    return from_dict(Loading, {**told, **given}, where)
 
 
 def changes(old: Any, new: Any, name: str = "") -> list[str]:

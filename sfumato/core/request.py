@@ -25,7 +25,7 @@ class Request:
     steps: Annotated[int | None, "steps of the sampler"] = None
     cfg_scale: Annotated[float | None, "classifier-free guidance scale; 1 turns it off"] = None
     sampler: Annotated[str | None, "the solver; see `sfumato samplers`"] = None
-    spacing: Annotated[str | None, "how the sigmas are chosen: leading, trailing, karras, …"] = None
+    spacing: Annotated[str | None, "how the sigmas are chosen: leading, karras, …; automatic: the sampler's own"] = None
     sigmas: Annotated[tuple[float, ...] | None, "the sigmas themselves, in place of steps and spacing"] = None
     eta: Annotated[float | None, "share of fresh noise in samplers that have it (DDIM: 0 to 1)"] = None
     guidance_rescale: Annotated[float, "0 to 1: pull the guided output back to the unguided contrast"] = 0.0

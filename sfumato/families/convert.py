@@ -25,6 +25,10 @@ CLASSES = {
 """The pipeline class under which diffusers opens a family's folder."""
 
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of files that can run code."""
+
+
 @dataclass(frozen=True)
 class Conversion:
     """What was done.
@@ -51,9 +55,15 @@ def convert(
         overwrite: replace what is there.
 
     Raises:
-        CheckpointError: the source is no model, the target exists, or what was written reads back differently.
+        CheckpointError: the source is no model, the target exists or would be a pickle, or what was written reads back
+            differently.
         CapacityError: the disk is full; nothing is left of the target.
     """
+    if target.suffix in PICKLES:
+        raise CheckpointError(
+            f"{target}: pickled weights are read, and not written. Name it {target.with_suffix('.safetensors').name}, "
+            "which every program reads that reads them, or a folder."
+        )
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already; give another name, or --overwrite.")
     found = find(source, variant=variant, family=family, prediction=prediction)

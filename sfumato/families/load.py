@@ -67,6 +67,7 @@ def open_model(
         shift=getattr(config, "shift_factor", None) or 0.0, rgb=chosen.rgb,
     )
     sample = parts[chosen.denoiser].config.sample_size
+    choices = {"vae": vae, "variant": variant, "family": family, "prediction": prediction}
     return Model(
         family=chosen,
         parts=modules,
@@ -80,6 +81,7 @@ def open_model(
         device=place,
         dtype=precision,
         notes=[f"{chosen.title}, {str(precision).removeprefix('torch.')} on {describe(place)}."],
+        opened={name: str(choice) for name, choice in choices.items() if choice is not None},
         files=parts,
     )
 
@@ -171,6 +173,17 @@ def family_of(folder: Folder) -> str:
             f"If it is one after all, say which with --family: {', '.join(FAMILIES)}."
         )
     return name
+
+
+def judge(folder: Folder) -> tuple[str, tuple[str, ...]]:
+    """A folder's family, or nothing where none is known, and what is wrong with it; for ``sfumato inspect``."""
+    name = ""
+    try:
+        name = family_of(folder)
+        check_latents(FAMILIES.get(name), folder.parts)
+    except CheckpointError as problem:
+        return name, (str(problem),)
+    return name, ()
 
 
 def check_latents(family: Family, parts: Mapping[str, Part]) -> None:

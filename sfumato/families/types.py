@@ -112,6 +112,7 @@ class Model:
         source: where it came from, as the user named it.
         digest: SHA-256 over all tensors' content, computed when first asked for.
         notes: what was decided in loading that the user ought to know (device, precision).
+        opened: what decided how it was opened, beside ``source``: ``vae``, ``variant``, ``family``, ``prediction``.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
             a part's weights or layers takes its entry out.
     """
@@ -128,6 +129,7 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     notes: list[str] = field(default_factory=list)
+    opened: Mapping[str, str] = field(default_factory=dict)
     files: dict[str, Part] = field(default_factory=dict)
 
     @property

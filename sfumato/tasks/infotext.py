@@ -8,12 +8,13 @@ line that starts with ``Negative prompt:``) stands once more on the last line as
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sfumato.core.errors import RequestError
 from sfumato.core.request import Request
 from sfumato.core.version import VERSION
+from sfumato.sampling import TABLE
 
 KEY = re.compile(r"\s*(\w[\w \-/]+):\s*")
 SEPARATOR = re.compile(r"\s*(?:,|$)")
@@ -103,6 +104,17 @@ FIELDS = {
 """The keys in the order in which they are written."""
 ALWAYS = ("RNG", "Emphasis")
 """Written even at their defaults: with ``Version`` they make the three pairs by which a reader knows the last line."""
+
+
+_UPPER = ("SGM", "KL", "DDIM", "LCM", "XL")
+
+
+def as_titled(request: Request) -> Request:
+    """The same request with sampler and spacing called as A1111 calls them, which both programs understand."""
+    words = (request.spacing or "").replace("_", " ").title().split(" ")
+    spacing = " ".join(word.upper() if word.upper() in _UPPER else word for word in words)
+    sampler = TABLE[request.sampler].title if request.sampler in TABLE else request.sampler
+    return replace(request, sampler=sampler, spacing=spacing or None)
 
 
 def write(request: Request, facts: Mapping[str, str] | None = None) -> str:

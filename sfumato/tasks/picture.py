@@ -21,7 +21,7 @@ from sfumato.core.config import from_dict
 from sfumato.core.errors import CapacityError, RequestError, nearest
 from sfumato.core.files import atomic_file
 from sfumato.core.request import Request
-from sfumato.tasks.infotext import Reading, read, write
+from sfumato.tasks.infotext import Reading, as_titled, read, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,14 +82,15 @@ class Picture:
         """A1111's text: as it was found, or of the recipe; empty where nothing is known."""
         if self.text or not self.recipe:
             return self.text
-        model, versions = self.recipe.get("model", {}), self.recipe.get("versions", {})
-        name = Path(str(model.get("name") or "")).name  # where it lies is nobody's business
+        model, versions = _table(self.recipe, "model"), _table(self.recipe, "versions")
         facts = {
-            "Model": re.sub(r"\.(safetensors|ckpt|pth?)$", "", name),
+            "Model": _short(model.get("name")),
             "Model hash": str(model.get("sha256") or "")[:10],
+            "VAE": _short(_table(model, "opened").get("vae")),
+            "Refiner": _short(_table(self.recipe, "refiner").get("name")),
             "Version": f"sfumato {versions.get('sfumato', '')}".strip(),
         }
-        return write(self.reading().request, {key: value for key, value in facts.items() if value})
+        return write(as_titled(self.reading().request), {key: value for key, value in facts.items() if value})
 
     def reading(self) -> Reading:
         """What was asked for when this was drawn: exactly, from sfumato's recipe; else as far as A1111's text goes.
@@ -195,6 +196,17 @@ def grid(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
     first = pictures[0].recipe
     seeds = [picture.recipe.get("seed") for picture in pictures]
     return Picture(sheet, {**first, "grid": {"columns": columns, "seeds": seeds}} if first else {}, pictures[0].text)
+
+
+def _table(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table inside a recipe; empty where a stranger wrote something else there."""
+    found = recipe.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _short(source: Any) -> str:
+    """The name of a model without where it lies, which is nobody's business."""
+    return re.sub(r"\.(safetensors|ckpt|pth?)$", "", Path(str(source or "")).name)
 
 
 def _decode(content: bytes, where: str) -> Picture:

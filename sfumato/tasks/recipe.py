@@ -30,6 +30,7 @@ def recipe(model: Model, request: Request, seed: int, refiner: Model | None = No
     }
 
 
-def identity(model: Model) -> dict[str, str]:
-    """What tells a model from every other."""
-    return {"family": model.family.name, "name": model.source, "sha256": model.digest()}
+def identity(model: Model) -> dict[str, Any]:
+    """What tells a model from every other, and what it takes to open it again."""
+    opened = {"opened": dict(model.opened)} if model.opened else {}
+    return {"family": model.family.name, "name": model.source, "sha256": model.digest(), **opened}

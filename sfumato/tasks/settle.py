@@ -6,6 +6,7 @@ from typing import Any
 
 from sfumato import guidance
 from sfumato.core.errors import RequestError
+from sfumato.core.registry import fold
 from sfumato.core.request import Request
 from sfumato.families.types import OPTIONAL, Model
 from sfumato.guidance.types import Guidance
@@ -13,6 +14,9 @@ from sfumato.noise import SPACINGS
 from sfumato.sampling import resolve
 from sfumato.sampling.diffusers_config import from_diffusers
 from sfumato.sampling.plan import Plan
+
+AUTOMATIC = "automatic"
+"""A1111's word for the spacing that comes with the sampler."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,6 @@ def settle(request: Request, model: Model) -> Settled:
 def plan_for(request: Request, model: Model) -> Plan:
     """How this model is sampled when the request may name a sampler, a spacing, or both in one ("DPM++ 2M Karras")."""
     sampler, spacing = (None, None) if request.sampler is None else resolve(request.sampler)
-    if request.spacing is not None:
+    if request.spacing is not None and fold(request.spacing) != AUTOMATIC:
         spacing = SPACINGS.canonical(request.spacing)
     return from_diffusers(model.scheduler, sampler, spacing)

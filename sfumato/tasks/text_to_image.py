@@ -86,8 +86,10 @@ def text_to_image(
     pictures = [
         Picture.of(pixels[i], recipe(model, settled.request, seed, refiner)) for i, seed in enumerate(settled.seeds)
     ]
-    notes = dict.fromkeys(note for part in (model.notes, *(r.prompts.notes for r in runs), warnings) for note in part)
-    return Result(pictures, latents, runs[0].prompts.tokens, list(notes), time.perf_counter() - started)
+    tokens = runs[0].prompts.tokens
+    told = [*model.notes, f"Tokens: {', '.join(f'{name} prompt {count}' for name, count in tokens.items())}."]
+    notes = dict.fromkeys(note for part in (told, *(r.prompts.notes for r in runs), warnings) for note in part)
+    return Result(pictures, latents, tokens, list(notes), time.perf_counter() - started)
 
 
 def pictures_together(settled: Settled, rows: int) -> int:

@@ -17,7 +17,6 @@ from tests.checkpoints.models import TRUE, random_parts, small
 LAYOUT = small(TRUE["sd1"])
 TABLE = [
     Fingerprint("sd1", "plain", {"model.diffusion_model.input_blocks.0.0.weight": (None, 4, 3, 3)}),
-    Fingerprint("sd1", "plain", {"unet.conv_in.weight": (None, 4, 3, 3)}),
 ]
 LAYOUTS = {("sd1", "plain"): LAYOUT}
 
@@ -61,9 +60,12 @@ def test_a_changed_byte(tmp_path: Path) -> None:
 def test_a_folder(tmp_path: Path) -> None:
     parts = random_parts(LAYOUT)
     write_folder(tmp_path / "m", Folder("StableDiffusionPipeline", parts), max_bytes=50_000)
-    report = inspect(tmp_path / "m", TABLE)
+    report = inspect(tmp_path / "m", judge=lambda folder: (f"of {folder.pipeline}", ("an odd scale",)))
     assert report.seems == "StableDiffusionPipeline"
-    assert report.families == (("sd1", "plain"),)
+    assert report.families == (("of StableDiffusionPipeline", ""),)
+    assert report.problems == ("an odd scale",)
+    report = inspect(tmp_path / "m")
+    assert report.families == ()
     assert report.content.keys() == parts.keys()
     assert report.damaged == ()
     assert report.problems == ()
@@ -71,8 +73,8 @@ def test_a_folder(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    assert inspect(tmp_path / "m", TABLE).damaged == ("unet",)
-    alone = inspect(tmp_path / "m" / "vae", TABLE)
+    assert inspect(tmp_path / "m").damaged == ("unet",)
+    alone = inspect(tmp_path / "m" / "vae")
     assert alone.seems == "AutoencoderKL"
     assert alone.families == ()
 

@@ -49,6 +49,15 @@ def test_several_pictures_and_their_grid(model: str, capsys: pytest.CaptureFixtu
     assert np.abs(alone - second).max() <= 1
 
 
+def test_a_picture_of_two_models_is_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for family in ("sdxl", "sdxl-refiner"):
+        tiny.pipeline(family, tmp_path / family).save_pretrained(tmp_path / family / "model")
+    line = ["-m", "sdxl/model", "--refiner", "sdxl-refiner/model", "--refiner-start", "0.5", "-o", "two.png", *SMALL]
+    assert main(["a red apple", "--schedule", "Automatic", *line]) == 0
+    assert main(["replay", "two.png", "--verify", "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith("identical: every pixel\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["--width", "513"], "512 and 520"), (["--sampler", "eulr a"], "did you mean"), (["--model", "absent"], "absent"),

@@ -31,6 +31,7 @@ class FakePicture:
 class FakeResult:
     pictures: list[FakePicture]
     notes: list[str]
+    tokens: dict[str, int] = field(default_factory=lambda: {"positive": 4})
     seconds: float = 1.23456
 
 
@@ -98,7 +99,7 @@ def test_json_is_machine_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["an apple", "-m", "m", "--seed", "3", "--json", "-o", "a.png"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "pictures": [{"path": "a.png", "seed": 3, "width": 16, "height": 8}],
-        "notes": ["4 tokens of 75"], "seconds": 1.235,
+        "tokens": {"positive": 4}, "notes": ["4 tokens of 75"], "seconds": 1.235,
     }  # fmt: skip
 
 

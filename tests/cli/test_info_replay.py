@@ -114,6 +114,36 @@ def test_replay_says_how_much_differs_and_what_has_changed(
     assert fake.loaded["source"] == "models/other"
 
 
+def test_replay_opens_the_model_as_it_was_opened(fake: Fake, tmp_path: Path) -> None:
+    drawn = paint(REQUEST)
+    told = {**drawn.recipe, "refiner": {"name": "models/refiner"}}
+    told["model"] = {**told["model"], "opened": {"vae": "soft", "variant": "fp16"}}
+    Picture(drawn.image, told).save(tmp_path / "wall.png")
+    assert main(["replay", "wall.png", "--verify"]) == 0
+    assert {name: value for name, value in fake.loaded.items() if value is not None} == {
+        "source": "models/grey", "dtype": "float32", "refiner": "models/refiner", "vae": "soft", "variant": "fp16",
+    }
+    assert main(["replay", "wall.png", "--verify", "--model", "other", "--refiner", "another"]) == 0
+    assert {name: value for name, value in fake.loaded.items() if value is not None} == {
+        "source": "other", "dtype": "float32", "refiner": "another",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"dtype": "float8"}, "float16"), ({"model": {"opened": {"vea": "x"}}}, "did you mean 'vae'"),
+     ({"model": [1]}, "Name a model")],
+)  # fmt: skip
+@pytest.mark.usefixtures("fake")
+def test_a_recipe_that_names_what_there_is_not_is_refused(
+    change: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = paint(REQUEST)
+    Picture(drawn.image, {**drawn.recipe, **change}).save("wall.png")
+    assert main(["replay", "wall.png", "--verify"]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("fake")
 def test_replay_draws_the_picture_again(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", file, "-o", "again.png"]) == 0

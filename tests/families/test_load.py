@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sfumato
+from sfumato.checkpoints.diffusers import read_folder
 from sfumato.checkpoints.fingerprint import Fingerprint
 from sfumato.checkpoints.lazy import Tensors, lazy_all
 from sfumato.checkpoints.ldm import Layout, Tower, class_of, put_together, write_single_file
@@ -15,7 +16,7 @@ from sfumato.checkpoints.store import open_file
 from sfumato.core.errors import CheckpointError
 from sfumato.families import single_file
 from sfumato.families.convert import convert
-from sfumato.families.load import find
+from sfumato.families.load import find, judge
 from sfumato.families.single_file import VARIANTS, recognise
 from tests.checkpoints.models import random_parts, small
 from tests.parity import tiny
@@ -108,6 +109,32 @@ def test_precision_is_converted_and_verified(tiny_variants: dict[str, Layout], t
     assert halves == {torch.float16}
     with pytest.raises(CheckpointError, match="exists already"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", family="sd1")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt", family="sd1")
+
+
+def test_a_pickled_file_becomes_a_folder_with_the_same_tensors(
+    tiny_variants: dict[str, Layout], tmp_path: Path
+) -> None:
+    layout = tiny_variants["sd1"]
+    weights = {name: tensor.read() for name, tensor in put_together(random_parts(layout), layout).items()}
+    torch.save({"state_dict": weights, "global_step": 3}, tmp_path / "a.ckpt")
+    done = convert(tmp_path / "a.ckpt", tmp_path / "folder", family="sd1")
+    assert (done.exact, done.tensors) == (True, len(weights))
+    convert(tmp_path / "folder", tmp_path / "b.safetensors", family="sd1")
+    back = open_file(tmp_path / "b.safetensors").tensors
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name].read(), weight) for name, weight in weights.items())
+
+
+def test_a_folder_is_judged_without_its_weights(tmp_path: Path) -> None:
+    peer = tiny.pipeline("sd1", tmp_path)
+    peer.save_pretrained(tmp_path / "model")
+    assert judge(read_folder(tmp_path / "model")) == ("sd1", ())
+    tiny.autoencoder(0.13025).save_pretrained(tmp_path / "model" / "vae")
+    family, (problem,) = judge(read_folder(tmp_path / "model"))
+    assert family == "sd1"
+    assert "Stable Diffusion XL" in problem
 
 
 def test_a_single_file_draws_what_its_folder_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

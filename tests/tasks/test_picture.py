@@ -64,6 +64,19 @@ def test_the_recipe_travels_in_the_file(picture: Picture, tmp_path: Path, name: 
     assert error == 0 if name.endswith("png") else error < 8
 
 
+def test_samplers_are_called_as_a1111_calls_them() -> None:
+    told = recipe()
+    told["request"] |= {"sampler": "dpmpp_2m", "spacing": "sgm_uniform"}
+    told["model"]["opened"] = {"vae": "/home/me/soft.safetensors"}
+    told["refiner"] = {"name": "org/refiner"}
+    text = Picture.of(pixels(), told).parameters
+    assert "Steps: 20, Sampler: DPM++ 2M, Schedule type: SGM Uniform, " in text
+    assert "VAE: soft, Refiner: refiner, " in text
+    told["request"] |= {"sampler": None, "spacing": None}
+    assert "Sampler" not in Picture.of(pixels(), told).parameters
+    assert Picture.of(pixels(), {**recipe(), "model": "sd1", "versions": []}).parameters.endswith("Version: sfumato")
+
+
 def test_lossless_webp(picture: Picture, tmp_path: Path) -> None:
     picture.save(tmp_path / "a.webp", quality=100)
     assert np.array_equal(Picture.open(tmp_path / "a.webp").pixels, picture.pixels)
