@@ -83,7 +83,7 @@ def read_part(folder: Path, kind: str | None = None, variant: str | None = None)
     file = open_weights(folder, kind, variant)
     tensors = our_names(kind, file.tensors)
     left = tuple(name for name in file.tensors if re.fullmatch(IGNORED_BUFFERS, name))
-    return Part(kind, config, tensors, str(file.path), left, describe(file.tensors), file)
+    return Part(kind, config, tensors, str(file.path), left, describe(file.tensors), file, file.paths)
 
 
 def read_folder(path: Path, variant: str | None = None) -> Folder:

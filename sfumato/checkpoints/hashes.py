@@ -1,6 +1,9 @@
 """Hashes by which a checkpoint is known, and by which damage is noticed."""
 
 import hashlib
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +13,9 @@ from torch import Tensor
 from sfumato.checkpoints.lazy import Tensors
 from sfumato.checkpoints.sniff import sniff
 from sfumato.checkpoints.store import File
-from sfumato.core.errors import CheckpointError
+from sfumato.core.errors import CheckpointError, SfumatoError
+from sfumato.core.files import atomic_file, cache_folder
+from sfumato.core.version import VERSION
 
 CONTENT_KEY = "tensors_sha256"
 """Key of a safetensors header's ``__metadata__`` that holds the content hash."""
@@ -104,3 +109,41 @@ def file_hashes(path: Path) -> FileHashes:
             position += len(chunk)
     digest = whole.hexdigest()
     return FileHashes(digest, window.hexdigest()[:8], digest[:10], body.hexdigest()[:12] if safe else None)
+
+
+REMEMBERED_ABOVE, REMEMBERED = 1 << 28, 1000
+"""Bytes below which a hash is computed anew each time, in less than a second; and how many hashes are kept."""
+
+
+def remembered(paths: Iterable[Path], what: str, compute: Callable[[], str]) -> str:
+    """A hash of what is in large files, computed once for as long as none of them changes.
+
+    Args:
+        paths: the files; where none are named, nothing is remembered.
+        what: which of the hashes of these files it is.
+        compute: reads them.
+    """
+    states = [(path.resolve(), path.stat()) for path in sorted(set(paths))]
+    if sum(state.st_size for _, state in states) < REMEMBERED_ABOVE:
+        return compute()
+    known = [(str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in states]
+    key = hashlib.sha256(json.dumps([VERSION, what, known]).encode()).hexdigest()
+    store = cache_folder() / "hashes.json"
+    if key in (found := _read(store)):
+        return found[key]
+    value = compute()
+    with suppress(OSError, SfumatoError):  # where nothing can be kept, it is computed again
+        store.parent.mkdir(parents=True, exist_ok=True)
+        kept = [*_read(store).items()][1 - REMEMBERED :]
+        with atomic_file(store) as file:
+            file.write(json.dumps({**dict(kept), key: value}, indent=1).encode())
+    return value
+
+
+def _read(store: Path) -> dict[str, str]:
+    """What is known; a file that cannot be read is as good as none, since hashes can be computed again."""
+    try:
+        content = json.loads(store.read_text(encoding="utf-8"))
+        return {str(key): str(value) for key, value in content.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}

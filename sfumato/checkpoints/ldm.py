@@ -334,7 +334,7 @@ def take_apart(file: File, layout: Layout, ema: bool = False, without: tuple[str
         ignorable += (r"model\.diffusion_model\..*",)
     taken, ignored = KeyMap(rows, ignorable).to_ours(tensors, where)
     parts = {
-        name: Part(class_of(config), config, under(taken, f"{name}/"), f"{where} ({name})", (), seems)
+        name: Part(class_of(config), config, under(taken, f"{name}/"), f"{where} ({name})", (), seems, None, file.paths)
         for name, config in _configs(layout).items()
         if name not in absent
     }

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -191,6 +192,7 @@ class Part:
         left_behind: names in the file that no module needs and that were not taken.
         seems: what the file seems to be, for messages.
         file: the opened weight file, where this part has one of its own.
+        paths: the files that its weights are read from, shared ones included; none where they are in memory.
     """
 
     kind: str
@@ -200,6 +202,7 @@ class Part:
     left_behind: tuple[str, ...] = ()
     seems: str = ""
     file: File | None = None
+    paths: tuple[Path, ...] = ()
 
     @property
     def build(self) -> Callable[[], nn.Module]:

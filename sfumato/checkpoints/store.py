@@ -64,6 +64,11 @@ class File:
     metadata: Mapping[str, str] = field(default_factory=dict)
     shards: tuple["File", ...] = ()
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold the weights."""
+        return tuple(shard.path for shard in self.shards) or (self.path,)
+
 
 def open_file(path: Path) -> File:
     """Open one weight file of any format that is read.

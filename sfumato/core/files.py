@@ -30,6 +30,12 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/sfumato``, else ``~/.cache/sfumato``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sfumato"
+
+
 @contextmanager
 def atomic_file(path: Path, error: type[SfumatoError] = RequestError) -> Iterator[BinaryIO]:
     """A binary file, open for writing and reading, that becomes ``path`` only if the block ends without an error.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from sfumato.core.config import from_dict
 from sfumato.core.errors import ConfigError
-from sfumato.core.files import atomic_file
+from sfumato.core.files import atomic_file, cache_folder
 from sfumato.engine.trace import META, Operation
 from sfumato.models.autoencoder import SD_VAE, Autoencoder
 from sfumato.models.clip_text import CLIP_L, ClipText
@@ -85,9 +85,8 @@ def rates(device: torch.device, dtype: torch.dtype, again: bool = False) -> Rate
 
 
 def cache_file() -> Path:
-    """Where rates are kept: ``$XDG_CACHE_HOME/sfumato/rates.json``, else ``~/.cache/sfumato/rates.json``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sfumato" / "rates.json"
+    """Where rates are kept."""
+    return cache_folder() / "rates.json"
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> str:

@@ -37,7 +37,8 @@ def read_autoencoder(source: str | Path, variant: str | None = None, like: Autoe
                 raise CheckpointError(f"{path} is a model without an autoencoder.")
             return parts["vae"]
         return read_part(path, variant=variant)
-    tensors = open_file(path).tensors
+    file = open_file(path)
+    tensors = file.tensors
     if is_taesd(tensors):
         return taesd(path)
     if any(name.startswith(VAE_PREFIX) for name in tensors):
@@ -48,7 +49,7 @@ def read_autoencoder(source: str | Path, variant: str | None = None, like: Autoe
     empty = Part("AutoencoderKL", like, {}, str(path))
     rows = KeyMap(vae_rows(like), (r"loss\..*", r"model_ema\..*")).only(empty.build().state_dict().keys())
     ours, _ = rows.to_ours(tensors, str(path))
-    return Part("AutoencoderKL", like, ours, str(path))
+    return Part("AutoencoderKL", like, ours, str(path), paths=file.paths)
 
 
 def is_taesd(tensors: Tensors) -> bool:
@@ -62,11 +63,11 @@ def taesd(path: Path) -> Part:
     if half is None:
         raise CheckpointError(f"{path} is half of a TAESD; its name has to end in encoder or decoder to say which.")
     found: dict[str, Lazy] = {}
-    for name in HALVES:
-        file = path.with_name(path.name.replace(half, name))
+    files = {name: path.with_name(path.name.replace(half, name)) for name in HALVES}
+    for name, file in files.items():
         if not file.exists():
             raise CheckpointError(f"{path} is the {half} of a TAESD; its {name} {file} is not there.")
         found |= from_taesd("encoder" if name == "encoder" else "decoder", open_file(file).tensors)
     channels = found["decoder.layers.0.weight"].shape[1]
     config = TinyConfig(latent_channels=channels, use_midblock_gn=any(".pool." in n for n in found))
-    return Part("AutoencoderTiny", config, found, str(path))
+    return Part("AutoencoderTiny", config, found, str(path), paths=tuple(files.values()))

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from sfumato.checkpoints.diffusers import Folder, read_folder
-from sfumato.checkpoints.hashes import content_hash
+from sfumato.checkpoints.hashes import content_hash, file_hashes, remembered
 from sfumato.checkpoints.hub import locate
 from sfumato.checkpoints.lazy import Lazy
 from sfumato.checkpoints.ldm import take_apart
@@ -81,6 +81,7 @@ def open_model(
         device=place,
         dtype=precision,
         notes=[f"{chosen.title}, {str(precision).removeprefix('torch.')} on {describe(place)}."],
+        file_digest=None if found.file is None else cache(partial(file_digest, found.file)),
         opened={name: str(choice) for name, choice in choices.items() if choice is not None},
         files=parts,
     )
@@ -93,6 +94,7 @@ class Found:
     Attributes:
         scheduler: as scheduler_config.json has it.
         options: plain values of model_index.json.
+        file: that holds it all; None: it is a folder.
     """
 
     family: Family
@@ -100,6 +102,7 @@ class Found:
     tokenizers: Mapping[str, ClipTokenizer]
     scheduler: Mapping[str, Any]
     options: Mapping[str, Any]
+    file: Path | None = None
 
 
 def find(
@@ -138,7 +141,7 @@ def in_file(path: Path, family: str | None, prediction: str | None) -> Found:
         for name, tower in variant.layout.text.items()
     }
     scheduler = scheduler_of(chosen, predicted, file.tensors)
-    return Found(chosen, take_apart(file, variant.layout).parts, towers, scheduler, {})
+    return Found(chosen, take_apart(file, variant.layout).parts, towers, scheduler, {}, path)
 
 
 PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
@@ -209,9 +212,15 @@ def check_latents(family: Family, parts: Mapping[str, Part]) -> None:
 
 
 def digest(parts: Mapping[str, Part]) -> str:
-    """SHA-256 over the content of all tensors of all parts."""
+    """SHA-256 over the content of all tensors of all parts, remembered while their files do not change."""
     tensors: dict[str, Lazy] = {f"{part}.{name}": t for part, p in parts.items() for name, t in p.tensors.items()}
-    return content_hash(tensors)
+    paths = [path for part in parts.values() for path in part.paths]
+    return remembered(paths, f"tensors of {', '.join(sorted(parts))}", lambda: content_hash(tensors))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, remembered while it does not change."""
+    return remembered((path,), "the file", lambda: file_hashes(path).sha256)
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -111,6 +111,7 @@ class Model:
         size: width and height in pixels where the request names none.
         source: where it came from, as the user named it.
         digest: SHA-256 over all tensors' content, computed when first asked for.
+        file_digest: SHA-256 of the single file that it came in, by which other programs know it; None: a folder.
         notes: what was decided in loading that the user ought to know (device, precision).
         opened: what decided how it was opened, beside ``source``: ``vae``, ``variant``, ``family``, ``prediction``.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
@@ -129,6 +130,7 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     notes: list[str] = field(default_factory=list)
+    file_digest: Callable[[], str] | None = None
     opened: Mapping[str, str] = field(default_factory=dict)
     files: dict[str, Part] = field(default_factory=dict)
 

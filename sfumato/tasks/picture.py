@@ -43,8 +43,8 @@ class Picture:
 
     Attributes:
         image: in mode RGB.
-        recipe: ``request`` (the fields of ``Request``), ``model`` (family, name, sha256), ``versions``, ``device``,
-            ``dtype``, ``size``, ``seed``; empty where the picture was not made by sfumato.
+        recipe: ``request`` (the fields of ``Request``), ``model`` (see ``tasks.recipe.identity``), ``versions``,
+            ``device``, ``dtype``, ``size``, ``seed``; empty where the picture was not made by sfumato.
         text: A1111's parameters as they stood in the file, if they did.
         notes: what was changed or could not be read when the file was opened.
     """
@@ -85,7 +85,7 @@ class Picture:
         model, versions = _table(self.recipe, "model"), _table(self.recipe, "versions")
         facts = {
             "Model": _short(model.get("name")),
-            "Model hash": str(model.get("sha256") or "")[:10],
+            "Model hash": str(model.get("file_sha256") or model.get("sha256") or "")[:10],
             "VAE": _short(_table(model, "opened").get("vae")),
             "Refiner": _short(_table(self.recipe, "refiner").get("name")),
             "Version": f"sfumato {versions.get('sfumato', '')}".strip(),

@@ -32,5 +32,6 @@ def recipe(model: Model, request: Request, seed: int, refiner: Model | None = No
 
 def identity(model: Model) -> dict[str, Any]:
     """What tells a model from every other, and what it takes to open it again."""
+    file = {} if model.file_digest is None else {"file_sha256": model.file_digest()}
     opened = {"opened": dict(model.opened)} if model.opened else {}
-    return {"family": model.family.name, "name": model.source, "sha256": model.digest(), **opened}
+    return {"family": model.family.name, "name": model.source, "sha256": model.digest(), **file, **opened}

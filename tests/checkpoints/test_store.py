@@ -22,7 +22,8 @@ from safetensors.torch import load_file as peer_load
 from safetensors.torch import save_file as peer_save
 from torch import Tensor, nn
 
-from sfumato.checkpoints.hashes import content_hash, file_hashes, verify
+from sfumato.checkpoints import hashes
+from sfumato.checkpoints.hashes import content_hash, file_hashes, remembered, verify
 from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.load import load_into
 from sfumato.checkpoints.sniff import NOT_A_CHECKPOINT, sniff
@@ -380,6 +381,32 @@ def test_no_changed_byte_of_a_pickle_escapes(tmp_path: Path) -> None:
             (tmp_path / "x").write_bytes(changed)
             with contextlib.suppress(CheckpointError):  # and nothing else
                 open_file(tmp_path / "x")
+
+
+def test_a_hash_is_remembered_while_its_files_do_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(b"one")
+    asked = 0
+
+    def compute() -> str:
+        nonlocal asked
+        asked += 1
+        return f"{asked}"
+
+    assert [remembered(paths, "x", compute) for _ in range(2)] == ["1", "2"]  # too small to be worth it
+    monkeypatch.setattr(hashes, "REMEMBERED_ABOVE", 6)
+    assert [remembered(p, "x", compute) for p in (paths, paths, paths[::-1])] == ["3", "3", "3"]
+    assert remembered(paths, "y", compute) == "4"
+    (tmp_path / "b").write_bytes(b"two")
+    assert [remembered(paths, "x", compute) for _ in range(2)] == ["5", "5"]
+    (tmp_path / "cache" / "sfumato" / "hashes.json").write_text("[")
+    assert [remembered(paths, "x", compute) for _ in range(2)] == ["6", "6"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a"))  # no folder: nothing is kept, nothing fails
+    assert [remembered(paths, "x", compute) for _ in range(2)] == ["7", "8"]
 
 
 def test_file_hashes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Single files: recognised, converted each way, and refused where they do not say what they are."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -159,4 +160,7 @@ def test_a_single_file_draws_what_its_folder_draws(tmp_path: Path, monkeypatch: 
     convert(tmp_path / "folder", tmp_path / "file.safetensors")
     request: dict[str, Any] = {"steps": 3, "width": 64, "height": 64, "seed": 1}
     one, other = (sfumato.load(str(tmp_path / n))("a red apple", **request) for n in ("folder", "file.safetensors"))
+    short = hashlib.sha256((tmp_path / "file.safetensors").read_bytes()).hexdigest()[:10]  # as A1111 knows it
+    assert f"Model: file, Model hash: {short}" in other.pictures[0].parameters
+    assert one.pictures[0].recipe["model"]["sha256"] == other.pictures[0].recipe["model"]["sha256"]
     torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-4 * float(one.latents.abs().max()))

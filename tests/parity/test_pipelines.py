@@ -77,3 +77,26 @@ def test_latents_equal_those_of_diffusers(folders: Any, family: str, solver: str
     )
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("solver", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_the_refiner_takes_over_where_diffusers_lets_it(
+    folders: Any, solver: str, share: float, tmp_path: Path
+) -> None:
+    base, refiner = (with_scheduler(folders(family)[0], solver) for family in ("sdxl", "sdxl-refiner"))
+    base.save_pretrained(tmp_path / "base")
+    refiner.save_pretrained(tmp_path / "refiner")
+    told: dict[str, Any] = {
+        "prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": SCALE,
+        "output_type": "latent",
+    }
+    half = base(**told, denoising_end=share, height=SIDE, width=SIDE, generator=torch.Generator().manual_seed(SEED))
+    theirs = refiner(**told, image=half.images, denoising_start=share).images
+    pipe = sfumato.load(str(tmp_path / "base"), refiner=str(tmp_path / "refiner"), dtype="float32")
+    ours = pipe(
+        PROMPT, negative_prompt=NEGATIVE, steps=STEPS, cfg_scale=SCALE, height=SIDE, width=SIDE, seed=SEED,
+        noise="torch", refiner_start=share,
+    )
+    assert (theirs - half.images).abs().max() > 0.1
+    torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
