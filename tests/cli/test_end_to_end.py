@@ -1,13 +1,19 @@
 """The command line on a real pipeline with random weights: draw, tell, repeat; and what cannot be drawn."""
 
+import inspect
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sfumato.cli import main
+from sfumato.engine import decode
+from sfumato.models.clip_text import ClipText
+from tests.conftest import ROOT
 from tests.parity import tiny
 
 SMALL = ["--steps", "3", "--width", "64", "--height", "64", "--quiet"]
@@ -56,6 +62,29 @@ def test_a_picture_of_two_models_is_drawn_again(tmp_path: Path, capsys: pytest.C
     assert main(["a red apple", "--schedule", "Automatic", *line]) == 0
     assert main(["replay", "two.png", "--verify", "--quiet"]) == 0
     assert capsys.readouterr().out.endswith("identical: every pixel\n")
+
+
+def test_a_prompt_becomes_a_picture_in_the_files_that_the_readme_names(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose functions are at work, from the command on, when the text is encoded and when latents become pixels."""
+    way: list[str] = []
+
+    def watched(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            stack = [Path(frame.filename) for frame in inspect.stack()[1:]]
+            files = [path.relative_to(ROOT / "sfumato").as_posix() for path in stack if ROOT / "sfumato" in path.parents]
+            way.extend(file for file in reversed(files) if file not in way and not file.startswith(("cli/__", "nn/")))
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(decode, "to_pixels", watched(decode.to_pixels))
+    monkeypatch.setattr(ClipText, "forward", watched(ClipText.forward))
+    assert main(["a cat", "-m", model, "-o", "cat.png", *SMALL]) == 0
+    sentence = (ROOT / "README.md").read_text(encoding="utf-8").split("in six files: ")[1].split("\n\n")[0]
+    assert way == re.findall(r"`([a-z_/]+\.py)`", sentence)
+    assert len(way) == 6
 
 
 @pytest.mark.parametrize(

@@ -240,3 +240,13 @@ def test_an_option_that_a_sampler_has_not_is_refused() -> None:
         plan.start(first(), [10.0, 0.0], first, s_churn=1.0)
     with pytest.raises(RequestError, match="it has none"):
         Plan(SD, "epsilon", "lcm").start(first(), [10.0, 0.0], first, eta=1.0)
+
+
+def test_a_sampler_is_one_file_and_one_entry_of_the_table() -> None:
+    """Shown by the last that was added: nothing else in the package has heard of it."""
+    package = ROOT / "sfumato"
+    heard = {
+        path.relative_to(package).as_posix() for path in package.rglob("*.py")
+        if "gradient_estimation" in path.read_text(encoding="utf-8")
+    }
+    assert heard == {"sampling/__init__.py", "sampling/gradient_estimation.py"}
