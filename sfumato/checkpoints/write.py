@@ -21,7 +21,7 @@ from sfumato.checkpoints.hashes import CONTENT_KEY, ContentHash, raw_bytes
 from sfumato.checkpoints.lazy import Lazy, Tensors
 from sfumato.checkpoints.store import DTYPES
 from sfumato.core import files
-from sfumato.core.errors import CheckpointError
+from sfumato.core.errors import CheckpointError, SfumatoError
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -62,6 +62,10 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         raise files.refusal(problem, path, CheckpointError) from problem
+    except SfumatoError as problem:  # about a file inside: its temporary name would tell nobody anything
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise type(problem)(str(problem).replace(str(temporary), str(path))) from problem
     except BaseException:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -257,10 +257,12 @@ def test_a_limit_of_file_size_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(CapacityError, match="not written"):
+        with pytest.raises(CapacityError, match="not written") as caught:
             save_two(tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path / "model") in str(caught.value)
+    assert ".part" not in str(caught.value)
     assert leftovers(tmp_path) == []
 
 

@@ -72,8 +72,8 @@ def test_a_prompt_becomes_a_picture_in_the_files_that_the_readme_names(
 
     def watched(function: Any) -> Any:
         def call(*arguments: Any) -> Any:
-            stack = [Path(frame.filename) for frame in inspect.stack()[1:]]
-            files = [path.relative_to(ROOT / "sfumato").as_posix() for path in stack if ROOT / "sfumato" in path.parents]
+            stack, package = [Path(frame.filename) for frame in inspect.stack()[1:]], ROOT / "sfumato"
+            files = [path.relative_to(package).as_posix() for path in stack if package in path.parents]
             way.extend(file for file in reversed(files) if file not in way and not file.startswith(("cli/__", "nn/")))
             return function(*arguments)
 
