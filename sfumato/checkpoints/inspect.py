@@ -6,18 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfumato.checkpoints.diffusers import Folder, read_folder, read_part
+from sfumato.checkpoints.dit import DiTLayout
 from sfumato.checkpoints.fingerprint import Fingerprint, candidates
 from sfumato.checkpoints.hashes import CONTENT_KEY, FileHashes, content_hash, file_hashes, verify
 from sfumato.checkpoints.kinds import describe
 from sfumato.checkpoints.lazy import Lazy, Tensors, under
-from sfumato.checkpoints.ldm import EMA_PREFIX, UNET_PREFIX, VAE_PREFIX, Layout, take_apart
+from sfumato.checkpoints.ldm import EMA_PREFIX, UNET_PREFIX, VAE_PREFIX, Layout
 from sfumato.checkpoints.load import check_fit, shapes_of
 from sfumato.checkpoints.parts import Part
 from sfumato.checkpoints.sniff import sniff
 from sfumato.checkpoints.store import File, open_file
 from sfumato.core.errors import CheckpointError
 
-Layouts = Mapping[tuple[str, str], Layout]
+Layouts = Mapping[tuple[str, str], Layout | DiTLayout]
 """(family, variant) -> what a single file of it holds."""
 
 Judge = Callable[[Folder], tuple[str, tuple[str, ...]]]
@@ -146,13 +147,13 @@ def inspect(
     )
 
 
-def _fits(file: File, layouts: list[Layout | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _fits(file: File, layouts: list[Layout | DiTLayout | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the first layout that is known says of the file: problems, and names left behind."""
     layout = next((found for found in layouts if found is not None), None)
     if layout is None:
         return (), ()
     try:
-        single = take_apart(file, layout)
+        single = layout.take_apart(file)
     except CheckpointError as problem:
         return (str(problem),), ()
     return tuple(filter(None, map(_misfit, single.parts.values()))), single.left_behind

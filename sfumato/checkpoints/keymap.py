@@ -38,22 +38,31 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """What happens to the tensors of a row: their group -> our group, and back."""
+    """What happens to the tensors of a row: their group -> our group, and back.
 
-    to_ours: Callable[[Group], Group]
-    to_theirs: Callable[[Group], Group]
+    Each is told how many tensors are to come out.
+    """
+
+    to_ours: Callable[[Group, int], Group]
+    to_theirs: Callable[[Group, int], Group]
 
 
-def _each(change: Callable[[Tensor], Tensor]) -> Callable[[Group], Group]:
-    return lambda group: [change(t) for t in group]
+def _each(change: Callable[[Tensor], Tensor]) -> Callable[[Group, int], Group]:
+    return lambda group, count: [change(t) for t in group]
 
 
 def _squeeze(t: Tensor) -> Tensor:
     return t if t.dim() == 2 else t.squeeze(-1).squeeze(-1)
 
 
-def _join(group: Group) -> Group:
+def _join(group: Group, count: int) -> Group:
     return [torch.cat(group)]
+
+
+def _one_of(group: Group, count: int) -> Group:
+    if not group[0].is_meta and not all(torch.equal(group[0], t) for t in group[1:]):
+        raise CheckpointError("The other format has one tensor where these are several, and they differ.")
+    return group[:1]
 
 
 def _swap_halves(t: Tensor) -> Tensor:
@@ -67,7 +76,9 @@ OPERATIONS: Mapping[str, Operation] = {
     # a matrix that the other side multiplies from the other side: [A, B] <-> [B, A]
     "transpose": Operation(_each(lambda t: t.t().contiguous()), _each(lambda t: t.t().contiguous())),
     # queries, keys and values that the other side stacks along the first axis
-    "split 3": Operation(lambda group: list(group[0].chunk(3)), _join),
+    "split 3": Operation(lambda group, count: list(group[0].chunk(3)), _join),
+    # one tensor that several of our modules have each its copy of
+    "copies": Operation(lambda group, count: group * count, _one_of),
     # scale and shift (or gate and value) that the other side stacks in the other order
     "swap halves": Operation(_each(_swap_halves), _each(_swap_halves)),
 }
@@ -184,13 +195,13 @@ def _complain(where: str, missing: Iterable[str], unknown: Iterable[str]) -> Non
 def _mapped(
     sources: tuple[str, ...],
     targets: tuple[str, ...],
-    operation: Callable[[Group], Group],
+    operation: Callable[[Group, int], Group],
     tensors: Tensors,
     where: str,
 ) -> dict[str, Lazy]:
     group = [tensors[name] for name in sources]
     try:
-        shapes = [tuple(t.shape) for t in operation([t.meta() for t in group])]
+        shapes = [tuple(t.shape) for t in operation([t.meta() for t in group], len(targets))]
     except (RuntimeError, IndexError) as problem:
         found = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(sources, group, strict=True))
         raise CheckpointError(f"{where}: {found} has a shape that cannot be converted ({problem}).") from None
@@ -198,7 +209,10 @@ def _mapped(
         raise CheckpointError(f"{where}: {', '.join(sources)} gives {len(shapes)} tensors; {len(targets)} are wanted.")
 
     def read(index: int) -> Tensor:
-        return operation([t.read() for t in group])[index]
+        try:
+            return operation([t.read() for t in group], len(targets))[index]
+        except CheckpointError as problem:
+            raise CheckpointError(f"{where}: {', '.join(sources[:3])}, …: {problem}") from None
 
     def release() -> None:
         for t in group:

@@ -38,6 +38,8 @@ DESCRIPTIONS: Mapping[str, Callable[[Tensors], bool]] = {
     "a T2I-Adapter": _any(r"^(adapter\.)?body\.\d+\."),
     "a whole latent-diffusion model in one file": _any(r"^model\.diffusion_model\.(input_blocks|joint_blocks)\."),
     "an SD 3 or other MMDiT transformer": _any(r"(^|\.)joint_blocks\.\d+\."),
+    "a DiT transformer (its authors' naming)": _any(r"^blocks\.\d+\.adaLN_modulation\.1\."),
+    "a DiT transformer (diffusers naming)": _any(r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\."),
     "a FLUX transformer": _any(r"(^|\.)(double_blocks|single_transformer_blocks)\.\d+\."),
     "a U-Net alone (diffusers naming)": _any(r"^down_blocks\.\d+\.(resnets|attentions)\..*"),
     "a U-Net alone (LDM naming)": _any(r"^input_blocks\.\d+\.\d+\."),

@@ -211,6 +211,18 @@ class Layout:
     vae: AutoencoderConfig
     text: Mapping[str, Tower]
 
+    def fits(self, parts: Mapping[str, Part]) -> bool:
+        """Whether a model of this family is this one and can be written so."""
+        return "unet" in parts and bool(parts["unet"].config.block_out_channels == self.unet.block_out_channels)
+
+    def take_apart(self, file: File) -> "SingleFile":
+        """The parts of an open file; see the function of this name."""
+        return take_apart(file, self)
+
+    def put_together(self, parts: Mapping[str, Part]) -> dict[str, Lazy]:
+        """The tensors of a file; see the function of this name."""
+        return put_together(parts, self)
+
 
 UNET_PREFIX, VAE_PREFIX, EMA_PREFIX = "model.diffusion_model.", "first_stage_model.", "model_ema."
 _SCHEDULE = (

@@ -72,6 +72,11 @@ def _clip(module: str, config: str, model_type: str, bare: tuple[tuple[str, str]
 
 
 _CLIP_TEXT = "sfumato.models.clip_text:ClipText", "sfumato.models.clip_text:ClipTextConfig", "clip_text_model"
+_DIT = "sfumato.models.dit:DiT", "sfumato.models.dit:DiTConfig"
+_DIT_SAYS = {
+    "activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False,
+    "norm_type": "ada_norm_zero",
+}
 _AUTOENCODER = "sfumato.models.autoencoder:Autoencoder", "sfumato.models.autoencoder:AutoencoderConfig"
 
 KINDS: Mapping[str, Kind] = {
@@ -81,6 +86,8 @@ KINDS: Mapping[str, Kind] = {
         "sfumato.models.unet_unconditional:UnconditionalUNetConfig",
         spellings=_OLD_ATTENTION,
     ),
+    "DiTTransformer2DModel": Kind(*_DIT),
+    "Transformer2DModel": Kind(*_DIT, extra=_DIT_SAYS),  # as DiT was published, before it had a class of its own
     "AutoencoderKL": Kind(*_AUTOENCODER, spellings=_OLD_ATTENTION),
     "AutoencoderTiny": Kind(
         "sfumato.models.tiny_autoencoder:TinyAutoencoder", "sfumato.models.tiny_autoencoder:TinyConfig"
@@ -165,7 +172,7 @@ def write_config(name: str, config: Any, dtype: torch.dtype | None) -> dict[str,
     if kind.stem == "model":  # transformers' style
         precision = {"torch_dtype": str(dtype).removeprefix("torch.")} if dtype else {}
         return {"architectures": [name], **kind.extra, **precision, **settings}
-    return {"_class_name": name, **settings}
+    return {"_class_name": name, **kind.extra, **settings}
 
 
 def our_names(name: str, tensors: Tensors) -> dict[str, Lazy]:

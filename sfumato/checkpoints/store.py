@@ -198,6 +198,7 @@ INERT_GLOBALS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.utilities.parsing.AttributeDict",
+    "argparse.Namespace",
 )
 """Classes that trainers leave in a checkpoint beside the weights. They are read as ``_Inert``, never imported."""
 
@@ -236,8 +237,8 @@ def _open_pickle(path: Path, kind: Format) -> File:
     return File(path, kind, lazy_all(tensors), metadata)
 
 
-WRAPPERS = ("state_dict", "params_ema", "params", "model")
-"""Keys under which trainers nest the weights, looked for in this order."""
+WRAPPERS = ("state_dict", "params_ema", "params", "ema", "model")
+"""Keys under which trainers nest the weights, looked for in this order: averages before what they are averages of."""
 
 
 def _flatten(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,6 +17,7 @@ class Convert:
     variant: Annotated[str | None, "of a folder that holds several, such as fp16"] = None
     family: Annotated[str | None, "where the file could be of several families"] = None
     prediction: Annotated[str | None, "where a single file does not tell: epsilon or v_prediction"] = None
+    vae: Annotated[str | None, "another autoencoder in place of the source's own, or where it has none"] = None
     overwrite: Annotated[bool, "replace the target"] = False
 
     def run(self) -> int:
@@ -25,8 +26,10 @@ class Convert:
 
         done = convert(
             self.source, self.target, dtype=DTYPES[self.dtype] if self.dtype else None, variant=self.variant,
-            family=self.family, prediction=self.prediction, overwrite=self.overwrite,
+            family=self.family, prediction=self.prediction, vae=self.vae, overwrite=self.overwrite,
         )
         how = "bit for bit" if done.exact else f"rounded to {self.dtype}"
         print(f"{self.target}: {done.family}, {done.tensors} tensors read back equal, {how}.")
+        if done.left_out:
+            print(f"Such files hold no {' and no '.join(done.left_out)}: keep the source for that.")
         return 0

@@ -28,7 +28,7 @@ class Generate:
     positional: ClassVar = ("prompt",)
     spellings: ClassVar = {
         "output": ("-o",), "negative_prompt": ("-n",), "count": ("--batch-count",), "spacing": ("--schedule",),
-        "model": ("-m",),
+        "model": ("-m",), "prompt": ("--class-label",),
     }  # fmt: skip
 
     def run(self) -> int:

@@ -35,6 +35,10 @@ class CapacityError(SfumatoError):
     """Something the machine cannot hold: memory, disk, or a limit that protects them."""
 
 
+MOST = 40
+"""Names that a message lists."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The end of an error message: ``; did you mean 'a' or 'b'?``, or the known names where none is near."""
     names = sorted(set(known))
@@ -42,4 +46,4 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     found = [by_folded[m] for m in get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)]
     if found:
         return "; did you mean " + " or ".join(repr(n) for n in found) + "?"
-    return "; known are " + ", ".join(names) if names else ""
+    return "; known are " + ", ".join(names[:MOST] + ["…"] * (len(names) > MOST)) if names else ""

@@ -15,7 +15,7 @@ class Request:
         RequestError: a value out of its range; names are checked where they are looked up.
     """
 
-    prompt: Annotated[str, "what to draw; (x:1.3) weights, BREAK starts a new chunk"] = ""
+    prompt: Annotated[str, "what to draw; (x:1.3) weights, BREAK starts a new chunk; DiT: a class"] = ""
     negative_prompt: Annotated[str, "what to stay away from"] = ""
     task: Annotated[str, "what kind of work this is"] = "text_to_image"
     width: Annotated[int | None, "pixels"] = None
@@ -30,6 +30,7 @@ class Request:
     eta: Annotated[float | None, "share of fresh noise in samplers that have it (DDIM: 0 to 1)"] = None
     guidance_rescale: Annotated[float, "0 to 1: pull the guided output back to the unguided contrast"] = 0.0
     guidance_interval: Annotated[tuple[float, float] | None, "guide only while sigma is in [low, high]"] = None
+    guidance_channels: Annotated[int | None, "guide the first so many latent channels alone (DiT's authors: 3)"] = None
     dynamic_threshold: Annotated[float | None, "percentile in (0, 1] for Imagen's dynamic thresholding"] = None
     clip_skip: Annotated[int | None, "layers left out at the end of CLIP, as A1111 counts: 1 none, 2 the last"] = None
     prompt_weighting: Annotated[Literal["a1111", "comfy", "compel"], "what a weight does to the text states"] = "a1111"
@@ -48,7 +49,7 @@ class Request:
             raise RequestError(
                 f"The {name} has {len(getattr(self, name)):,} characters; the limit is {MAX_PROMPT:,}. Shorten it."
             )
-        for name in ("width", "height", "steps"):
+        for name in ("width", "height", "steps", "guidance_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 refuse(name, "must be at least 1")

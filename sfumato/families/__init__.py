@@ -18,6 +18,7 @@ FAMILIES = Registry(
         "sdxl-refiner": f"{_SD}:SDXL_REFINER",
         "sdxl-inpaint": f"{_SD}:SDXL_INPAINT",
         "latent": f"{_SD}:LATENT",
+        "dit": "sfumato.families.dit:DIT",
     },
     error=CheckpointError,
 )

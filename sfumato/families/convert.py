@@ -1,17 +1,20 @@
 """A checkpoint in another format, written, read back, and compared tensor by tensor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from sfumato.checkpoints.diffusers import Folder, write_folder
+from sfumato.checkpoints.dit import DiTLayout
 from sfumato.checkpoints.lazy import Lazy
-from sfumato.checkpoints.ldm import Layout, write_single_file
+from sfumato.checkpoints.ldm import Layout
 from sfumato.checkpoints.parts import Part
+from sfumato.checkpoints.write import save_file
 from sfumato.core.errors import CheckpointError
+from sfumato.families.autoencoders import read_autoencoder
 from sfumato.families.load import Found, find
 from sfumato.families.single_file import VARIANTS
 
@@ -20,7 +23,7 @@ CLASSES = {
     "sd1-inpaint": "StableDiffusionInpaintPipeline", "sd2-inpaint": "StableDiffusionInpaintPipeline",
     "sd2-depth": "StableDiffusionDepth2ImgPipeline", "sd2-upscale": "StableDiffusionUpscalePipeline",
     "sdxl": "StableDiffusionXLPipeline", "sdxl-inpaint": "StableDiffusionXLInpaintPipeline",
-    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline", "dit": "DiTPipeline",
 }
 """The pipeline class under which diffusers opens a family's folder."""
 
@@ -36,22 +39,24 @@ class Conversion:
     Attributes:
         tensors: how many were compared.
         exact: whether precision was kept, so that they were compared bit for bit; else up to its rounding.
+        left_out: parts of the source that the target's format has no place for.
     """
 
     family: str
     tensors: int
     exact: bool
+    left_out: tuple[str, ...] = ()
 
 
 def convert(
     source: str | Path, target: Path, *, dtype: torch.dtype | None = None, variant: str | None = None,
-    family: str | None = None, prediction: str | None = None, overwrite: bool = False,
+    family: str | None = None, prediction: str | None = None, vae: str | None = None, overwrite: bool = False,
 ) -> Conversion:
     """Write a model as a single file (a target that ends in .safetensors) or as a folder, and verify it.
 
     Args:
         dtype: precision of the floating-point weights in the target; None: as they are.
-        variant, family, prediction: see ``families.load.open_model``.
+        variant, family, prediction, vae: see ``families.load.open_model``.
         overwrite: replace what is there.
 
     Raises:
@@ -67,9 +72,11 @@ def convert(
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already; give another name, or --overwrite.")
     found = find(source, variant=variant, family=family, prediction=prediction)
+    if vae is not None:
+        found = replace(found, parts={**found.parts, "vae": read_autoencoder(vae, variant)})
     if target.suffix == ".safetensors":
         layout = layout_of(found)
-        write_single_file(target, found.parts, layout, dtype=dtype, metadata={"format": "pt"})
+        save_file(target, layout.put_together(found.parts), {"format": "pt"}, dtype)
         predicts = str(found.scheduler.get("prediction_type", "epsilon"))
         again = find(target, family=found.family.name, prediction=predicts)
     else:
@@ -83,20 +90,20 @@ def convert(
             )
             write_folder(target, folder, dtype=dtype, overwrite=overwrite)
         again = find(target, family=found.family.name)
-    return Conversion(found.family.name, compare(found.parts, again.parts, dtype, str(target)), dtype is None)
+    left_out = tuple(name for name in found.parts if name not in again.parts)
+    count = compare(found.parts, again.parts, dtype, str(target))
+    return Conversion(found.family.name, count, dtype is None, left_out)
 
 
-def layout_of(found: Found) -> Layout:
+def layout_of(found: Found) -> Layout | DiTLayout:
     """The single-file layout that fits a model's parts.
 
     Raises:
         CheckpointError: no single-file format holds such a model.
     """
     for variant in VARIANTS.values():
-        layout = variant.layout
-        fits = found.parts["unet"].config.block_out_channels == layout.unet.block_out_channels
-        if variant.family == found.family.name and fits:
-            return layout
+        if variant.family == found.family.name and variant.layout.fits(found.parts):
+            return variant.layout
     raise CheckpointError(
         f"A model of the family {found.family.name} with these widths has no single-file format. "
         "Convert it to a folder."

@@ -12,7 +12,6 @@ from sfumato.checkpoints.diffusers import Folder, read_folder
 from sfumato.checkpoints.hashes import content_hash, file_hashes, remembered
 from sfumato.checkpoints.hub import locate
 from sfumato.checkpoints.lazy import Lazy
-from sfumato.checkpoints.ldm import take_apart
 from sfumato.checkpoints.parts import Part
 from sfumato.checkpoints.sniff import sniff
 from sfumato.checkpoints.store import open_file
@@ -141,7 +140,7 @@ def in_file(path: Path, family: str | None, prediction: str | None) -> Found:
         for name, tower in variant.layout.text.items()
     }
     scheduler = scheduler_of(chosen, predicted, file.tensors)
-    return Found(chosen, take_apart(file, variant.layout).parts, towers, scheduler, {}, path)
+    return Found(chosen, variant.layout.take_apart(file).parts, towers, scheduler, {}, path)
 
 
 PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
@@ -153,6 +152,7 @@ PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
     "StableDiffusionXLPipeline": lambda parts: "sdxl",
     "StableDiffusionXLImg2ImgPipeline": lambda parts: "sdxl" if "text_encoder" in parts else "sdxl-refiner",
     "StableDiffusionXLInpaintPipeline": lambda parts: "sdxl-inpaint",
+    "DiTPipeline": lambda parts: "dit",
 }
 """The family that a folder's pipeline class stands for; where a class serves several, the context's width decides."""
 
@@ -194,7 +194,9 @@ def check_latents(family: Family, parts: Mapping[str, Part]) -> None:
     if "vae" not in parts:
         raise CheckpointError("The model has no autoencoder (vae); name one with --vae.")
     config, denoiser = parts["vae"].config, parts[family.denoiser].config
-    channels = getattr(denoiser, "out_channels", config.latent_channels)
+    channels = getattr(denoiser, "predicted_channels", getattr(denoiser, "out_channels", config.latent_channels))
+    if channels == 2 * getattr(denoiser, "in_channels", 0):  # the second half is the learned variance
+        channels = denoiser.in_channels
     if config.latent_channels != channels:
         raise CheckpointError(
             f"{parts['vae'].where}: its latents have {config.latent_channels} channels, the denoiser's {channels}. "

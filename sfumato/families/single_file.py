@@ -1,8 +1,9 @@
-"""What a single-file checkpoint of each Stable Diffusion holds, and by which names and shapes it is known."""
+"""What a single-file checkpoint of each family holds, and by which names and shapes it is known."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sfumato.checkpoints.dit import SHOWS, DiTLayout
 from sfumato.checkpoints.fingerprint import Fingerprint, candidates, identify
 from sfumato.checkpoints.lazy import Tensors
 from sfumato.checkpoints.ldm import Layout, Tower
@@ -32,7 +33,7 @@ class Variant(NamedTuple):
     """
 
     family: str
-    layout: Layout
+    layout: Layout | DiTLayout
     prediction: str
     shows: Mapping[str, Any]
 
@@ -74,6 +75,7 @@ VARIANTS: Mapping[str, Variant] = {
         "sdxl-refiner", Layout(UNETS["sdxl-refiner"], SDXL_VAE, _REFINER_TEXT), "epsilon",
         _shows(4, None, 1280, width=384),
     ),
+    "dit": Variant("dit", DiTLayout(), "epsilon", SHOWS),
 }
 """Every model that is read from, and written as, one file."""
 

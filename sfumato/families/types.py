@@ -78,14 +78,14 @@ class Family:
     rgb: tuple[tuple[float, float, float], ...] = ()
     denoiser: str = "unet"
 
-    def check_size(self, width: int, height: int) -> None:
+    def check_size(self, width: int, height: int, multiple: int) -> None:
         """Refuse what the network cannot take, and name the nearest that it can."""
         for name, value in (("width", width), ("height", height)):
-            if value % self.multiple:
-                low = max(value // self.multiple, 1) * self.multiple
+            if value % multiple:
+                low = max(value // multiple, 1) * multiple
                 raise RequestError(
-                    f"{name} = {value}: {self.title} draws multiples of {self.multiple} pixels; "
-                    f"the nearest are {low} and {low + self.multiple}."
+                    f"{name} = {value}: {self.title} draws multiples of {multiple} pixels; "
+                    f"the nearest are {low} and {low + multiple}."
                 )
             if value > MAX_SIDE:
                 raise RequestError(f"{name} = {value}: the limit is {MAX_SIDE} pixels a side.")
@@ -133,6 +133,12 @@ class Model:
     file_digest: Callable[[], str] | None = None
     opened: Mapping[str, str] = field(default_factory=dict)
     files: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def multiple(self) -> int:
+        """What width and height must be multiples of: the family's number, or that of a transformer's patches."""
+        patch: int | None = getattr(getattr(self.network, "config", None), "patch_size", None)
+        return self.family.multiple if patch is None else patch * self.latent.factor
 
     @property
     def network(self) -> nn.Module:

@@ -22,7 +22,8 @@ GUIDANCES = Registry(
 
 def build(
     cfg_scale: float, *, guidance_rescale: float = 0.0, guidance_interval: tuple[float, float] | None = None,
-    dynamic_threshold: float | None = None, threshold_maximum: float | None = None, clip: float | None = None,
+    guidance_channels: int | None = None, dynamic_threshold: float | None = None,
+    threshold_maximum: float | None = None, clip: float | None = None,
 ) -> "Guidance":
     """The guidance that a request asks for; the names are the request's.
 
@@ -30,7 +31,7 @@ def build(
         threshold_maximum: the greatest range that dynamic thresholding allows; unlimited unless given.
         clip: the bound of static thresholding, which pixel models declare; dynamic thresholding takes its place.
     """
-    guidance = GUIDANCES.get("cfg")(cfg_scale)
+    guidance = GUIDANCES.get("cfg")(cfg_scale, guidance_channels)
     if guidance_rescale:
         guidance = GUIDANCES.get("rescale")(guidance, guidance_rescale)
     if guidance_interval is not None:

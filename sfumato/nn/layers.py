@@ -1,4 +1,4 @@
-"""The layers whose arithmetic can be replaced without a network noticing: convolution, linear, normalised activation.
+"""The layers whose arithmetic can be replaced without a network noticing: convolution, linear, norms, activations.
 
 Networks are written with these and nothing lower. Each takes, as arguments, the addition that follows it in the
 network, so that a packed or native replacement (same attributes, same call) can do both in one pass over memory. Here
@@ -7,6 +7,7 @@ they are plain PyTorch, which is the reference that a replacement is tested agai
 Layout: pictures are [B, C, H, W] in channels-last memory, so that ``[B, H * W, C]`` tokens are a view of them.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,3 +63,27 @@ class GEGLU(nn.Module):
         value, gate = self.proj(x).chunk(2, dim=-1)
         gated: Tensor = value * F.gelu(gate)
         return gated
+
+
+class TanhGELU(nn.Module):
+    """A linear layer with GELU by its tanh formula (Hendrycks and Gimpel, 2016, section 2)."""
+
+    def __init__(self, dim: int, inner: int, bias: bool = True) -> None:
+        super().__init__()
+        self.proj = Linear(dim, inner, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., inner]."""
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class ModulatedNorm(nn.Module):
+    """Layer normalisation (Ba et al., 2016) whose scale and shift are told with each call."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """``normalised(x) * scale + shift`` on [B, N, dim] and [B or 1, 1, dim]."""
+        return torch.addcmul(shift, F.layer_norm(x, (self.dim,), eps=self.eps), scale)

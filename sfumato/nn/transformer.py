@@ -1,5 +1,6 @@
 """The transformer between a U-Net's residual blocks: pictures attend to themselves and to a text."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -50,7 +51,9 @@ class Attention(nn.Module):
         """[B, N, dim] -> queries, keys and values of the same tokens, [B, heads, N, d] each."""
         return self.queries(x), *self.keys_values(x)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, residual: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Attend, join the heads, project and add: [B, heads, N, d] -> [B, N, dim]."""
         if self.upcast and q.dtype in (torch.float16, torch.bfloat16):
             y = attend(q.float(), k.float(), v.float(), mask, name=self.name).to(q.dtype)
@@ -63,7 +66,7 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Every token attends to every other."""
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[B, N, dim] -> ``residual`` + attention, [B, N, dim]."""
         return self.mix(*self.qkv(x), residual)
 
@@ -99,13 +102,17 @@ class CrossAttention(Attention):
 
 
 class FeedForward(nn.Module):
-    """Four times as wide inside, gated."""
+    """Four times as wide inside, gated or not.
 
-    def __init__(self, dim: int) -> None:
+    Args:
+        widen: makes the layer into the inside.
+    """
+
+    def __init__(self, dim: int, widen: Callable[[int, int], nn.Module] = GEGLU) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
+        self.net = nn.ModuleList([widen(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[B, N, dim] -> ``residual`` + network, [B, N, dim]."""
         y: Tensor = self.net[2](self.net[0](x), residual)
         return y

@@ -36,6 +36,14 @@ def _guidance(name: str, scale: Any, count: int) -> dict[str, Any]:
     return {"cfg_scale": max(1.0, float(scale))}
 
 
+def _class(name: str, labels: Any, count: int) -> dict[str, Any]:
+    """One class, or a list of one: each call draws one."""
+    found = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+    if len(found) != 1:
+        raise RequestError(f"{name} = {labels!r}: one class a call; call once for each.")
+    return {"prompt": str(found[0])}
+
+
 def _renamed(field: str) -> Callable[[str, Any, int], dict[str, Any]]:
     return lambda name, value, count: {field: value}
 
@@ -54,6 +62,7 @@ ALIASES: dict[str, Callable[[str, Any, int], dict[str, Any]]] = {
     "guidance_scale": _guidance,
     "num_images_per_prompt": _renamed("count"),
     "generator": _seeds,
+    "class_labels": _class,
     "denoising_end": _renamed("refiner_start"),
     "output_type": _only("pil", "the result has .images (PIL), .pictures (with .pixels, uint8) and .latents"),
     "return_dict": _only(True, "the result is always an object with .images"),

@@ -94,6 +94,7 @@ FIELDS = {
     "Sigmas": _Field("sigmas", _numbers, _write_numbers),
     "CFG rescale": _Field("guidance_rescale", float, _number),
     "Guidance interval": _Field("guidance_interval", _interval, _write_numbers),
+    "Guidance channels": _Field("guidance_channels", int),
     "Dynamic threshold": _Field("dynamic_threshold", float, _number),
     "Refiner switch at": _Field("refiner_start", float, _number),
     "Emphasis": _Field("prompt_weighting", *_choice(a1111="Original", comfy="comfy", compel="compel")),

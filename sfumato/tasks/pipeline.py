@@ -70,7 +70,8 @@ class Pipeline:
             RequestError: the request cannot be drawn; nothing was.
             CapacityError: it cannot be drawn in that memory.
         """
-        request = prompt if isinstance(prompt, Request) else aliases.request({"prompt": prompt, **fields})
+        said = {"prompt": prompt} if prompt else {}
+        request = prompt if isinstance(prompt, Request) else aliases.request({**said, **fields})
         limit = self.limit if max_memory is None else parse_bytes(max_memory)
         task = TASKS.get(request.task)
         if limit is None:

@@ -64,13 +64,17 @@ def settle(request: Request, model: Model) -> Settled:
     assert request.seed is not None
     assert request.steps is not None
     assert request.cfg_scale is not None
-    family.check_size(request.width, request.height)
+    family.check_size(request.width, request.height, model.multiple)
+    if request.guidance_channels is not None and request.guidance_channels > model.latent.channels:
+        raise RequestError(
+            f"guidance_channels = {request.guidance_channels}: the latents have {model.latent.channels} channels."
+        )
 
     plan = plan_for(request, model)
     sigmas = list(request.sigmas) if request.sigmas is not None else plan.sigmas(request.steps)
     wishes = {
         "guidance_rescale": request.guidance_rescale, "guidance_interval": request.guidance_interval,
-        "dynamic_threshold": request.dynamic_threshold,
+        "guidance_channels": request.guidance_channels, "dynamic_threshold": request.dynamic_threshold,
     }
     guide = guidance.build(request.cfg_scale, **{**plan.guidance, **{k: v for k, v in wishes.items() if v}})
     wanted = {name for sigma in sigmas[:-1] for name in guide.wants(sigma)}

@@ -165,13 +165,17 @@ def others() -> list[Any]:
             num_decoder_blocks=(1, 1),
         ),
         made.VQModel(**VAE, num_vq_embeddings=7),
+        made.DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=4, num_layers=2, sample_size=8, num_embeds_ada_norm=3
+        ),
         encoder(vision).eval(),
     ]
 
 
 def test_every_class_there_and_back(tmp_path: Path) -> None:
     peers = others()
-    assert {type(p).__name__ for p in (*peers, vae(), clip(), clip(True))} == set(KINDS)
+    older = {"Transformer2DModel"}  # DiT under its former name: its config has a test of its own
+    assert {type(p).__name__ for p in (*peers, vae(), clip(), clip(True))} == set(KINDS) - older
     for peer in peers:
         source, target = tmp_path / f"{type(peer).__name__}-a", tmp_path / f"{type(peer).__name__}-b"
         target.mkdir()

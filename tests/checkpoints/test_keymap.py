@@ -16,12 +16,14 @@ ROWS = [
     Row("layers.{n}.ada.{p}", "l.{n}.norm.{p}", "swap halves"),
     Row("projection", "projection.weight", "transpose"),
     Row("logit", "logit"),
+    Row("table", ("a.table", "b.table"), "copies"),
 ]
 
 
 def theirs(layers: int, width: int) -> dict[str, Tensor]:
     torch.manual_seed(layers * 10 + width)
     weights = {"projection": torch.randn(width, width + 1), "logit": torch.tensor(1.0)}
+    weights["table"] = torch.randn(width, 2)
     for n in range(layers):
         weights |= {
             f"layers.{n}.attn.in_proj_weight": torch.randn(3 * width, width),
@@ -61,6 +63,13 @@ def test_what_the_operations_mean() -> None:
     assert torch.equal(ours["projection.weight"].read(), weights["projection"].T)
     assert ours["l.0.linear.weight"].shape == (2, 2)
     assert torch.equal(ours["l.0.norm.bias"].read(), weights["layers.0.ada.bias"].roll(2))
+
+
+def test_copies_that_differ_cannot_become_one() -> None:
+    ours, _ = key_map(0).to_ours(lazy_all(theirs(0, 2)), "x")
+    back = key_map(0).to_theirs(ours | lazy_all({"b.table": torch.zeros(2, 2)}), "x")
+    with pytest.raises(CheckpointError, match=r"x: a.table, b.table, …: .*they differ"):
+        back["table"].read()
 
 
 def test_unknown_and_missing_names_are_listed() -> None:

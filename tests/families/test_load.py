@@ -1,6 +1,7 @@
 """Single files: recognised, converted each way, and refused where they do not say what they are."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 import sfumato
 from sfumato.checkpoints.diffusers import read_folder
+from sfumato.checkpoints.dit import DiTLayout
 from sfumato.checkpoints.fingerprint import Fingerprint
 from sfumato.checkpoints.lazy import Tensors, lazy_all
 from sfumato.checkpoints.ldm import Layout, Tower, class_of, put_together, write_single_file
@@ -19,12 +21,15 @@ from sfumato.families import single_file
 from sfumato.families.convert import convert
 from sfumato.families.load import find, judge
 from sfumato.families.single_file import VARIANTS, recognise
-from tests.checkpoints.models import random_parts, small
+from sfumato.models.dit import DITS, DiT
+from tests.checkpoints.models import TRUE, random_parts, small
 from tests.parity import tiny
 
 
-def of_true_size(layout: Layout) -> Tensors:
+def of_true_size(layout: Layout | DiTLayout) -> Tensors:
     """Names and shapes of the single file of a published model, without its numbers."""
+    if isinstance(layout, DiTLayout):
+        return dit_of_true_size()
     towers = {name: tower.config for name, tower in layout.text.items()}
     configs: dict[str, Any] = {"unet": layout.unet, "vae": layout.vae, **towers}
     parts = {}
@@ -33,6 +38,14 @@ def of_true_size(layout: Layout) -> Tensors:
         with torch.device("meta"):
             parts[name] = Part(empty.kind, config, lazy_all(empty.build().state_dict()), name)
     return put_together(parts, layout)
+
+
+def dit_of_true_size() -> Tensors:
+    """Those of DiT-XL-2-256x256.pt."""
+    config = replace(DITS["dit-xl2"], freq_shift=0, norm_eps=1e-6)
+    with torch.device("meta"):
+        weights = lazy_all(DiT(config).state_dict())
+    return DiTLayout().put_together({"transformer": Part("DiTTransformer2DModel", config, weights, "dit")})
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -73,7 +86,7 @@ def test_another_family_is_not_believed() -> None:
 @pytest.fixture
 def tiny_variants(monkeypatch: pytest.MonkeyPatch) -> dict[str, Layout]:
     """The published variants, a few channels wide."""
-    layouts = {name: small(VARIANTS[name].layout) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner")}
+    layouts = {name: small(TRUE[name]) for name in ("sd1", "sd2", "sdxl", "sdxl-refiner")}
     for name, layout in layouts.items():
         monkeypatch.setitem(VARIANTS, name, VARIANTS[name]._replace(layout=layout, shows={
             key: shape and (None, *shape[1:]) if key.endswith("0.0.weight") else shape and (None, None)

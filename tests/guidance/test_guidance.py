@@ -36,6 +36,15 @@ def test_classifier_free_guidance() -> None:
     assert guidance.constrain(x0, 1.0) is x0
 
 
+def test_the_first_channels_alone_can_be_guided() -> None:
+    """As DiT's authors sample: three of four, the last is the positive's."""
+    said = outputs()
+    found, whole = (build(4.0, guidance_channels=n).combine(said, 1.0) for n in (3, None))
+    torch.testing.assert_close(found[:, :3], whole[:, :3], rtol=0, atol=0)
+    torch.testing.assert_close(found[:, 3], said["positive"][:, 3], rtol=0, atol=0)
+    assert build(0.0, guidance_channels=3).wants(1.0) == BOTH
+
+
 def test_rescale_gives_each_picture_the_contrast_of_the_positive() -> None:
     said = outputs()
     said["positive"][1] *= 3.0

@@ -100,3 +100,42 @@ def test_the_refiner_takes_over_where_diffusers_lets_it(
     )
     assert (theirs - half.images).abs().max() > 0.1
     torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+DIT_SOLVERS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {"clip_sample": False},
+    "DDPMScheduler": {"clip_sample": False},
+    "DPMSolverMultistepScheduler": {},
+}
+
+
+@pytest.mark.parametrize("solver", DIT_SOLVERS)
+def test_dit_equals_its_pipeline(solver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four channels guided and the learned variance left aside, as diffusers does it."""
+    import diffusers
+
+    peer = tiny.dit()
+    peer.scheduler = getattr(diffusers, solver)(**DIT_SOLVERS[solver])
+    tiny.save_dit(peer, tmp_path)
+    stream = torch.Generator().manual_seed(SEED)
+
+    def drawn(shape: Any, **_: Any) -> torch.Tensor:
+        """The pipeline hands no generator to its scheduler; both halves of its batch are one picture."""
+        return torch.randn((1, *shape[1:]), generator=stream).expand(tuple(shape))
+
+    for place in ("pipelines.dit.pipeline_dit", "schedulers.scheduling_ddpm"):
+        monkeypatch.setattr(f"diffusers.{place}.randn_tensor", drawn)
+    latents: list[torch.Tensor] = []
+    decode = peer.vae.decode
+
+    def heard(z: torch.Tensor) -> Any:
+        latents.append(z)
+        return decode(z)
+
+    monkeypatch.setattr(peer.vae, "decode", heard)
+    peer([1], num_inference_steps=STEPS, guidance_scale=4.0, output_type="pt")
+    theirs = latents[0] * peer.vae.config.scaling_factor
+    pipe = sfumato.load(str(tmp_path), dtype="float32")
+    ours = pipe("goldfish", steps=STEPS, cfg_scale=4.0, seed=SEED, noise="torch")
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))

@@ -85,6 +85,36 @@ def text_encoder(vocabulary: int, width: int = 32, projection: bool = False, lay
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
+LABELS = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "crane", "3": "crane, hoist"}
+
+
+def dit(**changes: Any) -> Any:
+    """A DiTPipeline of 64 x 64 pixels, of whose thousand classes four have names."""
+    import diffusers as untyped
+
+    diffusers: Any = untyped
+    transformer = diffusers.DiTTransformer2DModel(
+        **{"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "out_channels": 8,
+           **changes}
+    )  # fmt: skip
+    made: Any = diffusers.DiTPipeline(
+        transformer=transformer, vae=autoencoder(), scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        id2label=LABELS,
+    )
+    randomise(made.transformer, seed=0)
+    made.transformer.eval()  # in training it drops classes by itself
+    randomise(made.vae, seed=1)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def save_dit(peer: Any, folder: Path) -> None:
+    """With the names of its classes, which diffusers reads from model_index.json and does not write."""
+    peer.save_pretrained(folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": LABELS}))
+
+
 def pipeline(family: str, folder: Path) -> Any:
     """A diffusers pipeline of ``sd1``, ``sd2`` (v-prediction), ``sdxl`` or ``sdxl-refiner`` with random weights."""
     import diffusers as untyped

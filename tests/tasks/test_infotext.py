@@ -35,6 +35,7 @@ REQUESTS = st.builds(
     dynamic_threshold=st.none() | st.floats(0.001, 1), clip_skip=st.none() | st.integers(1, 12),
     prompt_weighting=st.sampled_from(["a1111", "comfy", "compel"]), long_prompts=st.sampled_from(["chunk", "truncate"]),
     noise=st.sampled_from(["philox", "torch"]), refiner_start=st.none() | st.floats(0.01, 0.99),
+    guidance_channels=st.none() | st.integers(1, 16),
 )
 
 
