@@ -321,12 +321,12 @@ class DiT(nn.Module):
         return expand_rows(y.reshape(len(y), -1, *x.shape[-2:]), rows)  # [R, C, H, W]
 
 
-def unshared(weights: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+def unshared(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     """The weights of a ``shared`` DiT as folders hold them: every block has its copy of the embedding."""
     first = "transformer_blocks.0.norm1.emb."
     copies = {
         f"transformer_blocks.{i}.norm1.emb.{name.removeprefix(first)}": tensor
-        for name, tensor in weights.items() if name.startswith(first) for i in range(config.num_layers)
+        for name, tensor in weights.items() if name.startswith(first) for i in range(layers)
     }
     return {**weights, **copies}
 

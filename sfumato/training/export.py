@@ -33,14 +33,17 @@ def put_scheduler(root: Path, settings: Mapping[str, Any]) -> None:
         save_json(made / "scheduler_config.json", settings)
 
 
-def put_index(root: Path, pipeline: str, parts: Mapping[str, str], scheduler: str) -> None:
+def put_index(
+    root: Path, pipeline: str, parts: Mapping[str, str], scheduler: str, options: Mapping[str, Any] | None = None
+) -> None:
     """``root/model_index.json``, last: from now on the folder is a model.
 
     Args:
         parts: subfolder to class.
         scheduler: its class.
+        options: plain values, e.g. the names of classes.
     """
-    index: dict[str, Any] = {"_class_name": pipeline, "scheduler": ["diffusers", scheduler]}
+    index: dict[str, Any] = {"_class_name": pipeline, "scheduler": ["diffusers", scheduler], **(options or {})}
     for name, kind in parts.items():
         index[name] = ["transformers" if KINDS[kind].stem == "model" else "diffusers", kind]
     if pipeline == "StableDiffusionPipeline":

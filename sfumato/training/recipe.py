@@ -17,6 +17,7 @@ from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip import ClipConfig
 from sfumato.models.clip_text import ClipTextConfig
 from sfumato.models.discriminator import DiscriminatorConfig
+from sfumato.models.dit import DiTConfig
 from sfumato.models.unet import UNetConfig
 from sfumato.models.unet_unconditional import UnconditionalUNetConfig
 from sfumato.models.vq_autoencoder import VQConfig
@@ -146,6 +147,7 @@ class DiffusionStage:
     space: Annotated[Literal["latent", "pixel"], "what it denoises"] = "latent"
     unet: Annotated[UNetConfig | None, "the network, for text"] = None
     unconditional: Annotated[UnconditionalUNetConfig | None, "the network, for none and class"] = None
+    dit: Annotated[DiTConfig | None, "or a transformer, for none and class, on latents"] = None
     autoencoder: Annotated[Path | None, "folder of a trained one; unless given, the run's own vae"] = None
     text_encoder: Annotated[Path | None, "model folder that has one; unless given, the run's own"] = None
     text: Annotated[ClipTextConfig | None, "a text encoder trained with the denoiser, from nothing"] = None
@@ -155,15 +157,20 @@ class DiffusionStage:
     loss: Annotated[DenoiseConfig, "times and weights"] = field(default_factory=DenoiseConfig)
     drop: Annotated[float, "0 to 1: the share of captions or classes left out, for guidance"] = 0.1
     cache: Annotated[bool, "encode pictures and captions once, and keep them on disk"] = True
-    prompts: Annotated[tuple[str, ...], "drawn at intervals, seeds 0, 1, …"] = ()
+    prompts: Annotated[tuple[str, ...], "texts, or classes of a DiT, drawn at intervals, seeds 0, 1, …"] = ()
     sample_steps: Annotated[int, "of the sampler that draws them"] = 25
     cfg_scale: Annotated[float, "the guidance that draws them"] = 4.0
     train: Annotated[TrainConfig, "how"] = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        wanted = "unet" if self.conditioning == "text" else "unconditional"
-        if getattr(self, wanted) is None or (self.unet is not None and self.unconditional is not None):
-            raise ConfigError(f"[diffusion] with conditioning = {self.conditioning!r} needs the table {wanted} alone.")
+        wanted = ("unet",) if self.conditioning == "text" else ("unconditional", "dit")
+        given = [name for name in ("unet", "unconditional", "dit") if getattr(self, name) is not None]
+        if len(given) != 1 or given[0] not in wanted:
+            raise ConfigError(
+                f"[diffusion] with conditioning = {self.conditioning!r} needs the table {' or '.join(wanted)} alone."
+            )
+        if self.dit is not None and self.space == "pixel":
+            raise ConfigError("[diffusion.dit] denoises latents: set space = 'latent', or use the table unconditional.")
         if (self.schedule.kind == "flow") != (self.prediction == "flow"):
             raise ConfigError("schedule.kind = 'flow' and prediction = 'flow' go together.")
         if not 0 <= self.drop <= 1:

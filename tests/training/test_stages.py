@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+import sfumato
 from sfumato.checkpoints.diffusers import read_folder
 from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.write import save_file
 from sfumato.cli import main
 from sfumato.core.config import from_dict, to_dict
 from sfumato.core.errors import ConfigError, DataError
+from sfumato.models.dit import DITS
 from sfumato.models.perceptual import Perceptual, Vgg16
 from sfumato.models.unet import UNetConfig
 from sfumato.sampling.diffusers_config import from_diffusers
@@ -26,6 +28,7 @@ from sfumato.training.recipe import DataConfig, DiffusionStage, Recipe, Schedule
 from sfumato.training.run import run
 from sfumato.training.stages.autoencoder import AutoencoderTraining
 from sfumato.training.stages.diffusion import DiffusionTraining, scheduler_config
+from tests.conftest import ROOT
 
 TRAIN: dict[str, Any] = {"steps": 2, "batch": 4, "eval_every": 2, "trackers": [], "rate": {"learning_rate": 1e-3}}
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -178,6 +181,58 @@ def test_classes_in_pixels(pictures: Path, tmp_path: Path) -> None:
         run(wrong, tmp_path / "run", lambda text: None)
     right = recipe(tmp_path / "c", diffusion={**tables, "unconditional": {**PIXEL_UNET, "num_class_embeds": 3}})
     assert run(right, tmp_path / "run", lambda text: None)
+
+
+DIT: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "out_channels": 8}
+
+
+def test_a_transformer_is_trained_on_classes_and_draws_them(model: Path, tmp_path: Path) -> None:
+    for i, name in enumerate(("circle", "star") * 3):
+        (tmp_path / "c" / name).mkdir(parents=True, exist_ok=True)
+        shapes.draw(shapes.scene(1, i), 1, i, 16).save(tmp_path / "c" / name / f"{i}.png")
+    tables: dict[str, Any] = {
+        "conditioning": "class", "autoencoder": str(model / "vae"), "dit": {**DIT, "num_embeds_ada_norm": 2},
+        "loss": {"learned_variance": True}, "train": {**TRAIN, "gradient_checkpointing": True},
+        "prompts": ["circle", "1"], "sample_steps": 2,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="num_embeds_ada_norm must be 2"):
+        stage(recipe(tmp_path / "c", diffusion={**tables, "dit": DIT}), tmp_path / "wrong")
+    with pytest.raises(ConfigError, match="patches of 3 divide"):
+        stage(recipe(tmp_path / "c", diffusion={**tables, "dit": {**DIT, "patch_size": 3, "sample_size": 9}}), tmp_path)
+    whole = recipe(tmp_path / "c", diffusion={**tables, "cache": False})
+    assert run(whole, tmp_path / "run", lambda text: None)
+    assert Image.open(tmp_path / "run/training/diffusion/samples/00000002.png").size == (2 * 18, 18)
+    folder = read_folder(tmp_path / "run")
+    assert folder.pipeline == "DiTPipeline"
+    assert folder.options["id2label"] == {"0": "circle", "1": "star"}
+    weights = folder.parts["transformer"].load().state_dict()
+    name = "norm1.emb.timestep_embedder.linear_1.weight"
+    assert torch.equal(weights[f"transformer_blocks.0.{name}"], weights[f"transformer_blocks.1.{name}"])
+    assert weights["proj_out_2.weight"].abs().max() > 0  # it began at nothing
+    for sampler in (None, "DDPM"):
+        drawn = sfumato.load(str(tmp_path / "run"))("star", steps=2, seed=0, sampler=sampler)
+        assert drawn.images[0].size == (16, 16)
+
+
+def test_a_transformer_is_trained_on_pictures_alone(model: Path, pictures: Path, tmp_path: Path) -> None:
+    dit = {**DIT, "out_channels": None, "num_embeds_ada_norm": 0}
+    tables: dict[str, Any] = {
+        "conditioning": "none", "autoencoder": str(model / "vae"), "dit": dit, "train": TRAIN,
+        "schedule": {"kind": "flow"}, "prediction": "flow", "prompts": [""], "sample_steps": 2,
+    }
+    assert run(recipe(pictures, diffusion=tables), tmp_path, lambda text: None)
+    assert sfumato.load(str(tmp_path))("", steps=2, seed=0).images[0].size == (16, 16)
+    with pytest.raises(ConfigError, match="must be 0"):
+        stage(recipe(pictures, diffusion={**tables, "dit": {**dit, "num_embeds_ada_norm": 2}}), tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("name", ["dit-s2", "dit-b2", "dit-l2", "dit-xl2"])
+def test_the_recipes_of_transformers_are_the_papers(name: str) -> None:
+    from sfumato.training.recipe import load
+
+    stage = load(ROOT / "recipes" / f"{name}.toml").diffusion
+    assert stage is not None
+    assert stage.dit == DITS[name]
 
 
 def test_vq_with_a_judge(pictures: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato.checkpoints.diffusers import read_part
 from sfumato.core.errors import ConfigError, DataError
 from sfumato.models.clip_text import ClipText
+from sfumato.models.dit import DiT, unshared
 from sfumato.models.latents import Codec, Gaussian
 from sfumato.models.unet import UNet
 from sfumato.models.unet_unconditional import UnconditionalUNet
@@ -37,10 +38,13 @@ HELD_OUT_EPOCH = 1 << 20
 """An epoch that no training reaches: its places draw the held-out times and noises."""
 
 
-class Denoiser(nn.Module):
-    """The U-Net, and the text encoder where both are trained together, as one call."""
+Network = UNet | UnconditionalUNet | DiT
 
-    def __init__(self, unet: UNet | UnconditionalUNet, text: ClipText | None, checkpointing: bool) -> None:
+
+class Denoiser(nn.Module):
+    """The network, and the text encoder where both are trained together, as one call."""
+
+    def __init__(self, unet: Network, text: ClipText | None, checkpointing: bool) -> None:
         super().__init__()
         self.unet, self.text, self.checkpointing = unet, text, checkpointing
 
@@ -85,7 +89,11 @@ class DiffusionTraining:
         self.frozen: ClipText | None = None
         text = self._open_text() if self.config.conditioning == "text" else None
         if self.config.unet is not None:
-            unet: UNet | UnconditionalUNet = UNet(self.config.unet)
+            unet: Network = UNet(self.config.unet)
+        elif self.config.dit is not None:
+            side = material.config.resolution // self.factor
+            self._check_patches(side, self.config.dit.patch_size)
+            unet = DiT(replace(self.config.dit, sample_size=side), shared=True)
         else:
             assert self.config.unconditional is not None
             unet = UnconditionalUNet(self.config.unconditional)
@@ -128,12 +136,25 @@ class DiffusionTraining:
         self.text_config, self.frozen = part.config, part.load().requires_grad_(False)
         return None
 
-    def _check_channels(self, unet: UNet | UnconditionalUNet) -> None:
+    def _check_patches(self, side: int, patch: int) -> None:
+        buckets = self.material.config.buckets
+        if buckets or side % patch:
+            raise ConfigError(
+                f"[diffusion.dit] is trained on latents of one size, which patches of {patch} divide; here they "
+                f"{'have many (data.buckets)' if buckets else f'are {side} x {side}'}."
+            )
+
+    def _check_channels(self, unet: Network) -> None:
+        if isinstance(unet, DiT):
+            gives, known = unet.config.predicted_channels, unet.config.num_embeds_ada_norm
+        else:
+            gives = unet.config.out_channels
+            known = (getattr(unet.config, "num_class_embeds", None) or 0) - 1
         channels = self.latent_channels if self.codec is not None else 3
         wanted = (channels, channels * (2 if self.config.loss.learned_variance else 1))
-        if (unet.config.in_channels, unet.config.out_channels) != wanted:
+        if (unet.config.in_channels, gives) != wanted:
             raise ConfigError(
-                f"The network takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; here it "
+                f"The network takes {unet.config.in_channels} channels and gives {gives}; here it "
                 f"must be {wanted[0]} and {wanted[1]}."
             )
         if self.config.conditioning == "text" and self.text_config.hidden_size != unet.config.cross_attention_dim:  # type: ignore[union-attr]
@@ -142,8 +163,12 @@ class DiffusionTraining:
             )
         if self.config.conditioning == "class":
             classes = len(self.material.classes)
-            if unet.config.num_class_embeds != classes + 1:
+            if known != classes and isinstance(unet, DiT):
+                raise ConfigError(f"num_embeds_ada_norm must be {classes}, the number of classes.")
+            if known != classes:
                 raise ConfigError(f"num_class_embeds must be {classes + 1}: {classes} classes, and one for none.")
+        elif isinstance(unet, DiT) and known:
+            raise ConfigError("num_embeds_ada_norm must be 0 where conditioning = 'none'.")
 
     def _fill_caches(self) -> None:
         """Latents of every picture and its mirror image; text states of every caption and of none."""
@@ -284,8 +309,12 @@ class DiffusionTraining:
         side = self.material.config.resolution // (self.factor if self.codec is not None else 1)
         config = replace(self.network.unet.config, sample_size=side)
         kind = "UNet2DConditionModel" if self.config.unet is not None else "UNet2DModel"
-        put_part(self.root, "unet", kind, config, unet)
-        parts = {"unet": kind}
+        name, options = "unet", {}
+        if self.config.dit is not None:
+            name, kind, unet = "transformer", "DiTTransformer2DModel", unshared(unet, self.config.dit.num_layers)
+            options = {"id2label": {str(i): title for i, title in enumerate(self.material.classes)}}
+        put_part(self.root, name, kind, config, unet)
+        parts = {name: kind}
         if self.codec is not None:
             if self.codec_folder.resolve() != (self.root / "vae").resolve() and not (self.root / "vae").exists():
                 part = read_part(self.codec_folder)
@@ -301,10 +330,13 @@ class DiffusionTraining:
         scheduler = scheduler_config(self.config)
         put_scheduler(self.root, scheduler)
         pipeline = "StableDiffusionPipeline" if self.config.conditioning == "text" else "DDPMPipeline"
-        put_index(self.root, pipeline, parts, scheduler["_class_name"])
+        if self.config.dit is not None:
+            pipeline = "DiTPipeline"
+        put_index(self.root, pipeline, parts, scheduler["_class_name"], options)
 
     def sample(self, path: Path) -> None:
-        if self.config.conditioning != "text" or not self.config.prompts or self.codec is None:
+        drawable = self.config.conditioning == "text" or self.config.dit is not None
+        if not drawable or not self.config.prompts or self.codec is None:
             return
         from sfumato.tasks.pipeline import load
 
@@ -326,6 +358,8 @@ def scheduler_config(config: DiffusionStage) -> dict[str, Any]:
         "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
         "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        # DDIM does not use it; DDPM in its place will.
+        **({"variance_type": "learned_range"} if config.loss.learned_variance else {}),
     }
 
 
