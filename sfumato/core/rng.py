@@ -45,27 +45,44 @@ def key(*parts: int | str) -> int:
 def bits(seed: int, count: int, stream: int = 0, start: int = 0) -> NDArray[np.uint32]:
     """``count`` random 32-bit words: words ``start`` to ``start + count`` of the numbered stream of this seed."""
     first, last = start // 4, (start + count + 3) // 4
-    block = np.arange(first, last, dtype=np.uint64)
-    counter = np.empty((len(block), 4), np.uint32)
-    counter[:, 0], counter[:, 1] = block & _LOW, block >> _HIGH
-    counter[:, 2], counter[:, 3] = stream & 0xFFFFFFFF, (stream >> 32) & 0xFFFFFFFF
-    seed &= 0xFFFFFFFFFFFFFFFF
-    words = philox(counter, np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)).reshape(-1)
+    words = _words(seed, np.array([stream & 0xFFFFFFFFFFFFFFFF], np.uint64), first, last).reshape(-1)
     return words[start - 4 * first : start - 4 * first + count]
 
 
 def uniform(seed: int, count: int, stream: int = 0) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1), each of 53 random bits."""
-    words = bits(seed, 2 * count, stream).astype(np.uint64).reshape(count, 2)
-    return ((words[:, 0] << np.uint64(21)) ^ (words[:, 1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
+    return _uniform(bits(seed, 2 * count, stream))
 
 
 def normal(seed: int, count: int, stream: int = 0) -> NDArray[np.float64]:
     """``count`` standard normal numbers (Box-Muller on pairs of uniforms)."""
+    return normals(seed, count, np.array([stream & 0xFFFFFFFFFFFFFFFF], np.uint64)).reshape(-1)
+
+
+def normals(seed: int, count: int, streams: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """[N, count]: row i is ``normal(seed, count, streams[i])``; all in one go, which is several times as quick."""
     pairs = (count + 1) // 2
-    u = uniform(seed, 2 * pairs, stream).reshape(pairs, 2)
-    radius, angle = np.sqrt(-2.0 * np.log1p(-u[:, 0])), 2.0 * np.pi * u[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).reshape(-1)[:count]
+    u = _uniform(_words(seed, streams, 0, pairs)).reshape(len(streams), pairs, 2)
+    radius, angle = np.sqrt(-2.0 * np.log1p(-u[..., 0])), 2.0 * np.pi * u[..., 1]
+    drawn = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return drawn.reshape(len(streams), 2 * pairs)[:, :count]
+
+
+def _words(seed: int, streams: NDArray[np.uint64], first: int, last: int) -> NDArray[np.uint32]:
+    """[N, 4 (last - first)] the blocks ``first`` to ``last``, of four words each, of every stream."""
+    block = np.arange(first, last, dtype=np.uint64)
+    counter = np.empty((len(streams), len(block), 4), np.uint32)
+    counter[..., 0], counter[..., 1] = block & _LOW, block >> _HIGH
+    counter[..., 2], counter[..., 3] = (streams & _LOW)[:, None], (streams >> _HIGH)[:, None]
+    seed &= 0xFFFFFFFFFFFFFFFF
+    halves = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    return philox(counter, halves).reshape(len(streams), 4 * len(block))
+
+
+def _uniform(words: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """[..., 2 n] words -> [..., n] numbers."""
+    wide = words.astype(np.uint64).reshape(*words.shape[:-1], -1, 2)
+    return ((wide[..., 0] << np.uint64(21)) ^ (wide[..., 1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, count: int, stream: int = 0) -> NDArray[np.int64]:

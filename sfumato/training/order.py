@@ -5,13 +5,16 @@ any number of workers, a resumed run. What is drawn for a place (its crop, its t
 epoch and the place alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sfumato.core import rng
 from sfumato.core.errors import ConfigError
@@ -41,6 +44,13 @@ class Place(NamedTuple):
     @property
     def _stream(self) -> int:
         return self.epoch << 40 | self.number
+
+
+def normals(places: Sequence[Place], seed: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    """[places, *shape] float32, row i drawn for place i: what its ``normal`` gives, for all of them in one go."""
+    streams = np.array([place._stream for place in places], np.uint64)
+    drawn = rng.normals(rng.key(seed, purpose), math.prod(shape), streams)
+    return torch.from_numpy(drawn).float().reshape(len(places), *shape)
 
 
 @dataclass(frozen=True)

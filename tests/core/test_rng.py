@@ -75,3 +75,10 @@ def test_keys_tell_their_parts_apart() -> None:
     parts: list[tuple[int | str, ...]] = [(1, "crop"), ("1", "crop"), ("1crop",), (1, "cro", "p"), (2, "crop")]
     assert len({rng.key(*p) for p in parts}) == len(parts)
     assert rng.key(7, "crop", 3) == rng.key(7, "crop", 3) < 2**64
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 512])
+def test_rows_of_streams_are_the_streams(count: int) -> None:
+    streams = np.array([0, 1, 5 << 40 | 3, 2**64 - 1], np.uint64)
+    rows = rng.normals(9, count, streams)
+    assert [row.tobytes() for row in rows] == [rng.normal(9, count, int(s)).tobytes() for s in streams]

@@ -24,7 +24,7 @@ from sfumato.training.framing import to_network
 from sfumato.training.grid import save_grid
 from sfumato.training.loop import Batch
 from sfumato.training.material import Material
-from sfumato.training.order import Order, Place
+from sfumato.training.order import Order, Place, normals
 from sfumato.training.recipe import AutoencoderStage, Recipe
 
 MEASURED = 512
@@ -97,9 +97,7 @@ class AutoencoderTraining:
         pixels = torch.stack([self.material.framed(self.material.training[p.item], p).pixels for p in places])
         channels, factor = self._latent_channels, self.network.net.factor
         shape = (channels, pixels.shape[2] // factor, pixels.shape[3] // factor)
-        count = torch.Size(shape).numel()
-        noise = [torch.from_numpy(p.normal(self.seed, "latent", count)).float().reshape(shape) for p in places]
-        return {"pixels": pixels, "noise": torch.stack(noise)}
+        return {"pixels": pixels, "noise": normals(places, self.seed, "latent", shape)}
 
     @property
     def _latent_channels(self) -> int:

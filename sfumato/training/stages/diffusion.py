@@ -27,7 +27,7 @@ from sfumato.training.framing import to_network
 from sfumato.training.grid import save_grid
 from sfumato.training.loop import Batch
 from sfumato.training.material import Material
-from sfumato.training.order import Order, Place
+from sfumato.training.order import Order, Place, normals
 from sfumato.training.recipe import DiffusionStage, Recipe
 from sfumato.training.stages.clip import framed_ids
 
@@ -225,9 +225,7 @@ class DiffusionTraining:
     ) -> Batch:
         batch: Batch = {"quantile": torch.tensor(quantiles, dtype=torch.float64)}
         if self.latents is not None:
-            batch["x0"] = torch.stack([
-                self._latent(item, place, training) for item, place in zip(items, places, strict=True)
-            ])
+            batch["x0"] = self._latents(items, places, training)
             shape = tuple(batch["x0"].shape[1:])
         else:
             pixels = [
@@ -238,12 +236,12 @@ class DiffusionTraining:
             shape = tuple(batch["pixels"].shape[1:])
             if self.codec is not None:
                 shape = (self.latent_channels, shape[1] // self.factor, shape[2] // self.factor)
-                batch["latent_noise"] = _normal(places, self.seed, "latent", shape)
-        batch["noise"] = _normal(places, self.seed, "noise", shape)
+                batch["latent_noise"] = normals(places, self.seed, "latent", shape)
+        batch["noise"] = normals(places, self.seed, "noise", shape)
         if self.config.loss.noise_offset:
-            batch["offset"] = _normal(places, self.seed, "offset", shape[:1])
+            batch["offset"] = normals(places, self.seed, "offset", shape[:1])
         if self.config.loss.input_perturbation:
-            batch["perturbation"] = _normal(places, self.seed, "perturbation", shape)
+            batch["perturbation"] = normals(places, self.seed, "perturbation", shape)
         if self.config.conditioning == "text":
             texts = ["" if drop else self.material.captions[i] for i, drop in zip(items, dropped, strict=True)]
             if self.states:
@@ -256,15 +254,19 @@ class DiffusionTraining:
             batch["labels"] = torch.tensor(labels)
         return batch
 
-    def _latent(self, item: int, place: Place, training: bool) -> Tensor:
-        """A draw from the cached Gaussian of a picture, or of its mirror image, as the denoiser is to see it."""
+    def _latents(self, items: list[int], places: list[Place], training: bool) -> Tensor:
+        """Draws from the cached Gaussians of pictures, or of their mirror images, as the denoiser is to see them."""
         assert self.latents is not None
-        row = self.latents.row(item)
-        flip = training and self.material.config.framing.flips(self.seed, place)
-        suffix = "_mirrored" if flip else ""
-        found = Gaussian(row["mean" + suffix], row["log_variance" + suffix])
-        noise = _normal([place], self.seed, "latent", tuple(found.mean.shape))[0]
-        return (found.sample(noise) - self.shift) * self.scale
+        framing = self.material.config.framing
+        rows = [
+            (self.latents.row(item), "_mirrored" if training and framing.flips(self.seed, place) else "")
+            for item, place in zip(items, places, strict=True)
+        ]
+        mean, log_variance = (
+            torch.stack([row[name + suffix] for row, suffix in rows]) for name in ("mean", "log_variance")
+        )
+        noise = normals(places, self.seed, "latent", tuple(mean.shape[1:]))
+        return (Gaussian(mean, log_variance).sample(noise) - self.shift) * self.scale
 
     def _clean(self, batch: Batch) -> Tensor:
         """[B, C, h, w] what is to be denoised."""
@@ -366,9 +368,3 @@ def scheduler_config(config: DiffusionStage) -> dict[str, Any]:
 def _device() -> torch.device:
     """Where the frozen encoders run while a cache is filled."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _normal(places: list[Place], seed: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
-    """[places, *shape] float32, row i of place i."""
-    count = torch.Size(shape).numel()
-    return torch.stack([torch.from_numpy(p.normal(seed, purpose, count)).float().reshape(shape) for p in places])
