@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from sfumato.core.sizes import parse_bytes
+
 
 @dataclass(frozen=True)
 class Convert:
@@ -19,6 +21,8 @@ class Convert:
     prediction: Annotated[str | None, "where a single file does not tell: epsilon or v_prediction"] = None
     vae: Annotated[str | None, "another autoencoder in place of the source's own, or where it has none"] = None
     overwrite: Annotated[bool, "replace the target"] = False
+    as_variant: Annotated[str | None, "put this into the names of a folder's weight files, such as fp16"] = None
+    shard_size: Annotated[str | None, "split a folder's weight files beyond this, such as 2GB"] = None
 
     def run(self) -> int:
         from sfumato.families.convert import convert
@@ -27,6 +31,8 @@ class Convert:
         done = convert(
             self.source, self.target, dtype=DTYPES[self.dtype] if self.dtype else None, variant=self.variant,
             family=self.family, prediction=self.prediction, vae=self.vae, overwrite=self.overwrite,
+            as_variant=self.as_variant,
+            shard_size=None if self.shard_size is None else parse_bytes(self.shard_size),
         )
         how = "bit for bit" if done.exact else f"rounded to {self.dtype}"
         print(f"{self.target}: {done.family}, {done.tensors} tensors read back equal, {how}.")

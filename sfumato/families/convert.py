@@ -51,6 +51,7 @@ class Conversion:
 def convert(
     source: str | Path, target: Path, *, dtype: torch.dtype | None = None, variant: str | None = None,
     family: str | None = None, prediction: str | None = None, vae: str | None = None, overwrite: bool = False,
+    as_variant: str | None = None, shard_size: int | None = None,
 ) -> Conversion:
     """Write a model as a single file (a target that ends in .safetensors) or as a folder, and verify it.
 
@@ -58,6 +59,8 @@ def convert(
         dtype: precision of the floating-point weights in the target; None: as they are.
         variant, family, prediction, vae: see ``families.load.open_model``.
         overwrite: replace what is there.
+        as_variant: in a folder, becomes part of the weight files' names, e.g. ``fp16``.
+        shard_size: bytes of a folder's weight file beyond which it is split.
 
     Raises:
         CheckpointError: the source is no model, the target exists or would be a pickle, or what was written reads back
@@ -69,6 +72,8 @@ def convert(
             f"{target}: pickled weights are read, and not written. Name it {target.with_suffix('.safetensors').name}, "
             "which every program reads that reads them, or a folder."
         )
+    if target.suffix == ".safetensors" and (as_variant or shard_size):
+        raise CheckpointError(f"{target} is to be a single file: variants and shards are files of a folder; name one.")
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already; give another name, or --overwrite.")
     found = find(source, variant=variant, family=family, prediction=prediction)
@@ -88,8 +93,9 @@ def convert(
             folder = Folder(
                 CLASSES[found.family.name], found.parts, {"scheduler": found.scheduler}, tokenizers, found.options
             )
-            write_folder(target, folder, dtype=dtype, overwrite=overwrite)
-        again = find(target, family=found.family.name)
+            shards = {} if shard_size is None else {"max_bytes": shard_size}
+            write_folder(target, folder, variant=as_variant, dtype=dtype, overwrite=overwrite, **shards)
+        again = find(target, variant=as_variant, family=found.family.name)
     left_out = tuple(name for name in found.parts if name not in again.parts)
     count = compare(found.parts, again.parts, dtype, str(target))
     return Conversion(found.family.name, count, dtype is None, left_out)

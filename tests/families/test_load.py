@@ -16,6 +16,7 @@ from sfumato.checkpoints.lazy import Tensors, lazy_all
 from sfumato.checkpoints.ldm import Layout, Tower, class_of, put_together, write_single_file
 from sfumato.checkpoints.parts import Part
 from sfumato.checkpoints.store import open_file
+from sfumato.cli import main
 from sfumato.core.errors import CheckpointError
 from sfumato.families import single_file
 from sfumato.families.convert import convert
@@ -139,6 +140,26 @@ def test_a_pickled_file_becomes_a_folder_with_the_same_tensors(
     back = open_file(tmp_path / "b.safetensors").tensors
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name].read(), weight) for name, weight in weights.items())
+
+
+def test_a_folder_of_halves_in_shards_is_what_the_peer_opens(tmp_path: Path) -> None:
+    import diffusers
+
+    tiny.pipeline("sd1", tmp_path).save_pretrained(tmp_path / "model")
+    line = ["convert", str(tmp_path / "model"), str(tmp_path / "halves"), "--dtype", "float16", "--as-variant", "fp16"]
+    assert main([*line, "--shard-size", "1MB"]) == 0
+    names = {path.name for path in (tmp_path / "halves" / "unet").iterdir()}
+    assert "diffusion_pytorch_model.safetensors.index.fp16.json" in names
+    assert "diffusion_pytorch_model.fp16-00001-of-00003.safetensors" in names
+    made: Any = diffusers.UNet2DConditionModel
+    peer = made.from_pretrained(tmp_path / "halves", subfolder="unet", variant="fp16").state_dict()
+    ours = find(tmp_path / "halves", variant="fp16").parts["unet"].tensors
+    assert peer.keys() == ours.keys()
+    assert all(torch.equal(peer[name].half(), tensor.read()) for name, tensor in ours.items())
+    with pytest.raises(CheckpointError, match="say which variant: fp16"):
+        find(tmp_path / "halves")
+    with pytest.raises(CheckpointError, match="single file"):
+        convert(tmp_path / "model", tmp_path / "x.safetensors", as_variant="fp16")
 
 
 def test_a_folder_is_judged_without_its_weights(tmp_path: Path) -> None:
