@@ -1,10 +1,12 @@
 """From a checkpoint's tensors to a module: made on the meta device, filled one tensor at a time, one copy in memory."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sfumato.checkpoints.lazy import Lazy, Tensors, listing
 from sfumato.core.errors import CheckpointError
@@ -12,9 +14,28 @@ from sfumato.core.errors import CheckpointError
 M = TypeVar("M", bound=nn.Module)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new parameters as they are: to draw random weights on the meta device takes torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def outlines() -> Iterator[None]:
+    """Modules that are made inside cost neither memory nor time: they have shapes, and no content."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def shapes_of(build: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all that a checkpoint of this module holds; the module costs no memory."""
-    with torch.device("meta"):
+    with outlines():
         return {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
 
 
@@ -48,7 +69,7 @@ def load_into(
     Raises:
         CheckpointError: keys missing, unknown or of another shape; the message lists eight of each.
     """
-    with torch.device("meta"):
+    with outlines():
         module = build()
     check_fit({n: tuple(t.shape) for n, t in module.state_dict().items()}, tensors, type(module).__name__, where, seems)
     filled = {name: place(tensor, dtype, torch.device(device), channels_last) for name, tensor in tensors.items()}

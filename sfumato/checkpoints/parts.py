@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sfumato.checkpoints.lazy import Lazy, Tensors
-from sfumato.checkpoints.load import check_fit, load_into
+from sfumato.checkpoints.load import check_fit, load_into, outlines
 from sfumato.checkpoints.store import File
 from sfumato.core.config import fields, from_dict, to_dict
 from sfumato.core.errors import CheckpointError, ConfigError, nearest
@@ -237,7 +237,7 @@ class Part:
         Raises:
             CheckpointError: the file's weights are not this network's.
         """
-        with torch.device("meta"):
+        with outlines():
             module = self.build().eval()
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         check_fit(shapes, self.tensors, type(module).__name__, self.where, self.seems)

@@ -18,10 +18,11 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
+from sfumato.checkpoints.load import outlines
 from sfumato.core.config import from_dict
 from sfumato.core.errors import ConfigError
 from sfumato.core.files import atomic_file, cache_folder
-from sfumato.engine.trace import META, Operation
+from sfumato.engine.trace import Operation
 from sfumato.models.autoencoder import SD_VAE, Autoencoder
 from sfumato.models.clip_text import CLIP_L, ClipText
 from sfumato.models.unet import SD1, UNet
@@ -175,7 +176,7 @@ def _process(device: torch.device) -> int:
     if device.type != "cpu":
         return 0
     import_module("sfumato.tasks.pipeline")
-    with META:
+    with outlines():
         held = tokenizer.builtin(), UNet(SD1), Autoencoder(SD_VAE), ClipText(CLIP_L)
     found = resident()
     assert len(held[0]) > 0  # held until here

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sfumato.checkpoints import hashes
 from sfumato.checkpoints.hashes import content_hash, file_hashes, remembered, verify
 from sfumato.checkpoints.lazy import lazy_all
-from sfumato.checkpoints.load import load_into
+from sfumato.checkpoints.load import load_into, outlines
 from sfumato.checkpoints.sniff import NOT_A_CHECKPOINT, sniff
 from sfumato.checkpoints.store import open_file, open_shards
 from sfumato.checkpoints.write import atomic_file, atomic_folder, save_file, save_shards
@@ -449,6 +449,19 @@ def test_load_into_is_a_view_where_nothing_changes(tmp_path: Path) -> None:
     assert half.norm.num_batches_tracked is not None
     assert half.norm.num_batches_tracked.dtype == torch.int64
     assert half.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_nothing_is_drawn_to_fill_what_is_to_be_loaded() -> None:
+    """Random numbers on the meta device would bring torch's compiler in, for seconds."""
+    code = (
+        "import sys; from sfumato.checkpoints.load import shapes_of; from sfumato.models.clip_text import *;"
+        "shapes_of(lambda: ClipText(CLIP_L)); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    with outlines():
+        assert nn.Linear(2, 2).weight.is_meta
+        filled = nn.init.ones_(torch.empty(2, device="cpu"))
+    assert torch.equal(filled, torch.ones(2))
 
 
 def test_what_does_not_fit_is_listed() -> None:
