@@ -12,6 +12,7 @@ class Loading:
 
     model: Annotated[str | None, "checkpoint folder, single file, or hub name such as org/name"] = None
     vae: Annotated[str | None, "another autoencoder in place of the model's own"] = None
+    vae_tiny: Annotated[str | None, "a tiny autoencoder of the same latents, for the lossy mode tiny_decoder"] = None
     refiner: Annotated[str | None, "a second model that takes over at --refiner-start"] = None
     family: Annotated[str | None, "decides where a checkpoint could be of several; see `sfumato models`"] = None
     prediction: Annotated[str | None, "decides where a single file could have been trained with several"] = None
@@ -40,5 +41,5 @@ class Loading:
 
         return load(
             self.model, refiner=self.refiner, family=self.family, prediction=self.prediction, device=self.device,
-            dtype=self.dtype, vae=self.vae, variant=self.variant, max_memory=self.max_memory,
+            dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant, max_memory=self.max_memory,
         )  # fmt: skip

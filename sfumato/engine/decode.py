@@ -1,13 +1,16 @@
 """Latents become pixels: one picture at a time, in tiles where it is large, again in float32 where half overflowed."""
 
+from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from sfumato.families.types import Model
+from sfumato.families.types import TINY, Model
 from sfumato.models.overflow import decode_safely, decode_whole
 from sfumato.models.tiling import decode_tiled
+from sfumato.models.tiny_autoencoder import TinyAutoencoder
 
 TILE_ABOVE = 1536
 """Pixels a side beyond which the decoder runs in tiles: its activations grow with the area."""
@@ -26,12 +29,15 @@ def tile_of(model: Model, latent_shape: tuple[int, ...], tile: int | None) -> in
 
 
 @torch.inference_mode()
-def decode(model: Model, latents: Tensor, tile: int | None = None) -> tuple[Tensor, list[str]]:
+def decode(
+    model: Model, latents: Tensor, tile: int | None = None, part: str = "vae"
+) -> tuple[Tensor, list[str]]:
     """Pictures of the diffusion model's latents.
 
     Args:
         latents: [B, C, h, w].
         tile: side of the decoder's tiles in latent positions; None: whole pictures, unless they are huge.
+        part: which of the model's parts decodes.
 
     Returns:
         [B, 3, H, W] uint8 on the CPU, and notes on what had to be done.
@@ -39,9 +45,13 @@ def decode(model: Model, latents: Tensor, tile: int | None = None) -> tuple[Tens
     Raises:
         NumericError: the latents, or the pictures even in float32, are not finite.
     """
-    autoencoder = model.parts["vae"]
+    autoencoder = model.parts[part]
     dtype = next((p.dtype for p in autoencoder.parameters()), torch.float32)  # packed for the CPU, it has none
-    z = model.latent.to_autoencoder(latents).to(dtype)
+    latent = model.latent
+    if part == TINY:  # made for the diffusion model's own scale, or one that its config names
+        config = cast(TinyAutoencoder, autoencoder).config
+        latent = replace(latent, scale=config.scaling_factor, shift=config.shift_factor)
+    z = latent.to_autoencoder(latents).to(dtype)
     side = tile_of(model, tuple(latents.shape), tile)
     how = decode_whole if side is None else partial(decode_tiled, tile=side, overlap=side * OVERLAP // TILE)
     pictures, notes = [], []

@@ -1,8 +1,8 @@
 """A network seen in the one frame: queries in, estimates out, however many jobs ask at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +35,37 @@ class Frame(Protocol):
         """What its output means."""
 
 
+class Place(NamedTuple):
+    """Rows of a forward that belong together."""
+
+    ask: int  # whose they are, among the asks of the forward
+    name: str  # of the conditioning that they answer
+    rows: int
+
+
+Call = Callable[..., Tensor]
+"""A network, and what is passed on to it beside picture, times and conditioning."""
+
+
+class Shortcut(Protocol):
+    """A lossy way through the network, of one job: what it remembers from step to step is that job's alone."""
+
+    def kind(self, names: Sequence[str]) -> Hashable:
+        """Asks whose shortcuts are of equal kinds may share a forward.
+
+        Args:
+            names: of the conditionings that are wanted now.
+        """
+
+    def around(self, network: Call, shortcuts: Sequence[Any], places: Sequence[Place]) -> Call:
+        """The network as it is called in one forward; asked for once a forward.
+
+        Args:
+            shortcuts: of all asks in the forward, by ``Place.ask``: this one's like, of one kind, itself the first.
+            places: what the rows of the network's output will be, in order.
+        """
+
+
 @dataclass(frozen=True)
 class Ask:
     """One job's query with what is needed to answer it.
@@ -43,6 +74,7 @@ class Ask:
         frame: what the network's times and outputs mean.
         conditionings: what the guidance may want, by name; each has as many rows as ``query.x``.
         timetable: what the network makes of the times, where that was computed beforehand.
+        shortcuts: the lossy ways that the job asked for.
     """
 
     query: Query
@@ -50,6 +82,16 @@ class Ask:
     guidance: Guidance
     conditionings: Mapping[str, Conditioning]
     timetable: Timetable | None = None
+    shortcuts: tuple[Shortcut, ...] = ()
+
+    def wants(self) -> tuple[str, ...]:
+        """The names of the conditionings that are to be answered."""
+        return self.guidance.wants(self.query.sigma)
+
+    @property
+    def rows(self) -> int:
+        """Of a forward, that the answer takes."""
+        return len(self.query.x) * len(self.wants())
 
 
 @dataclass
@@ -64,39 +106,35 @@ class Denoiser:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     rows: int = 64
-    _joined: dict[tuple[int, ...], tuple[Any, Conditioning]] = field(default_factory=dict)
+    _joined: dict[tuple[int, ...], tuple[Any, Conditioning]] = field(default_factory=dict, repr=False)
+    _before: dict[tuple[int, ...], tuple[Any, Conditioning]] = field(default_factory=dict, repr=False)
 
     @torch.inference_mode()
     def answer(self, asks: Sequence[Ask]) -> list[Estimate]:
-        """Answer every query, those that fit together with one forward.
+        """Answer asks that fit together, as ``groups`` says, with one forward."""
+        return [self._estimate(ask, output) for ask, output in zip(asks, self._forward(asks), strict=True)]
 
-        Rows fit together where pictures have one shape and conditionings one signature; time, guidance and prompt may
-        differ from row to row.
+    def groups(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
+        """Indices of asks that fit together, split where there are too many rows.
+
+        Rows fit together where pictures have one shape, conditionings one signature and shortcuts one kind; time,
+        guidance and prompt may differ from row to row.
         """
-        found: dict[int, Estimate] = {}
-        for group in self._groups(asks):
-            outputs = self._forward([asks[i] for i in group])
-            for i, output in zip(group, outputs, strict=True):
-                found[i] = self._estimate(asks[i], output)
-        return [found[i] for i in range(len(asks))]
-
-    def _groups(self, asks: Sequence[Ask]) -> Iterable[list[int]]:
-        """Indices of asks that can share a forward, split where there are too many rows."""
+        self._before, self._joined = self._joined, {}
         alike: dict[Any, list[int]] = {}
         for i, ask in enumerate(asks):
-            wanted = ask.guidance.wants(ask.query.sigma)
-            signature = ask.conditionings[wanted[0]].signature()
-            alike.setdefault((ask.query.x.shape[1:], signature), []).append(i)
+            names = ask.wants()
+            kinds = tuple((type(shortcut), shortcut.kind(names)) for shortcut in ask.shortcuts)
+            alike.setdefault((ask.query.x.shape[1:], ask.conditionings[names[0]].signature(), kinds), []).append(i)
         for members in alike.values():
             group: list[int] = []
             filled = 0
             for i in members:
-                rows = len(asks[i].query.x) * len(asks[i].guidance.wants(asks[i].query.sigma))
-                if group and filled + rows > self.rows:
+                if group and filled + asks[i].rows > self.rows:
                     yield group
                     group, filled = [], 0
                 group.append(i)
-                filled += rows
+                filled += asks[i].rows
             yield group
 
     def _forward(self, asks: Sequence[Ask]) -> list[dict[str, Tensor]]:
@@ -105,7 +143,7 @@ class Denoiser:
         Where every ask wants the same number k of answers, the pictures are given once and the conditioning has k
         times their rows, so that the network shares what does not depend on the conditioning.
         """
-        wanted = [ask.guidance.wants(ask.query.sigma) for ask in asks]
+        wanted = [ask.wants() for ask in asks]
         k = len(wanted[0])
         parts = [[ask.conditionings[name] for name in names] for ask, names in zip(asks, wanted, strict=True)]
         one_picture = all(c.concat is cs[0].concat for cs in parts for c in cs)
@@ -123,10 +161,14 @@ class Denoiser:
         ]
         x = torch.cat(pictures) if len(pictures) > 1 else pictures[0]
         t = self._times([asks[i] for i, _ in places], [wanted[i][j] for i, j in places], len(asks) if share else None)
-        output = self.network(x, t, self._join([parts[i][j] for i, j in places])).float()
+        network: Call = self.network
+        named = [Place(i, wanted[i][j], len(asks[i].query.x)) for i, j in places]
+        for shortcuts in zip(*(ask.shortcuts for ask in asks), strict=True):
+            network = shortcuts[0].around(network, shortcuts, named)
+        output = network(x, t, self._join([parts[i][j] for i, j in places])).float()
 
         answers: list[dict[str, Tensor]] = [{} for _ in asks]
-        pieces = torch.split(output, [len(asks[i].query.x) for i, _ in places])
+        pieces = torch.split(output, [place.rows for place in named])
         for (i, j), piece in zip(places, pieces, strict=True):
             answers[i][wanted[i][j]] = piece
         return answers
@@ -155,9 +197,8 @@ class Denoiser:
     def _join(self, order: list[Conditioning]) -> Conditioning:
         """``Conditioning.cat``, remembered while the same conditionings come again at the next step."""
         key = tuple(map(id, order))
-        if key not in self._joined:
-            self._joined.clear()  # a batch that changed does not come back; keep one, and its parts alive with it
-            self._joined[key] = (order, Conditioning.cat(order))
+        if key not in self._joined:  # the parts live as long as what was made of them, so that an id stays theirs
+            self._joined[key] = self._before.get(key) or (order, Conditioning.cat(order))
         return self._joined[key][1]
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.errors import NumericError, SfumatoError
-from sfumato.engine.denoiser import Ask, Denoiser, Frame
+from sfumato.engine.denoiser import Ask, Denoiser, Frame, Shortcut
 from sfumato.engine.timetable import Timetable
 from sfumato.guidance.types import Guidance
 from sfumato.nn.conditioning import Conditioning
@@ -45,6 +45,7 @@ class Job:
         sampler: the coroutine.
         sigmas: the ones it runs over, for telling progress.
         on_step: is told after each answer; may raise ``Cancelled``.
+        shortcuts: lossy ways through the network, this job's own.
         result: the sampler's final x, in the frame, once it has finished.
         error: why it ended without a result.
     """
@@ -57,6 +58,7 @@ class Job:
     conditionings: Mapping[str, Conditioning]
     on_step: OnStep | None = None
     timetable: Timetable | None = None
+    shortcuts: tuple[Shortcut, ...] = ()
     result: Tensor | None = None
     error: Exception | None = None
     query: Query | None = field(default=None, repr=False)
@@ -68,7 +70,7 @@ class Job:
     def ask(self) -> Ask:
         """The pending query with what is needed to answer it."""
         assert self.query is not None
-        return Ask(self.query, self.frame, self.guidance, self.conditionings, self.timetable)
+        return Ask(self.query, self.frame, self.guidance, self.conditionings, self.timetable, self.shortcuts)
 
     def send(self, estimate: Estimate) -> None:
         """Give the answer to the pending query; the sampler runs up to its next one, or ends."""
@@ -82,10 +84,14 @@ class Job:
                 step = bisect_left(self.sigmas, -sigma, key=lambda s: -s) + 1
                 self.on_step(Progress(min(step, steps), steps, sigma, estimate.x0))
         except Exception as problem:
-            self.sampler.close()
-            self.query, self.error = None, problem
+            self.fail(problem)
             return
         self._resume(lambda: self.sampler.send(estimate))
+
+    def fail(self, problem: Exception) -> None:
+        """End it without a result."""
+        self.sampler.close()
+        self.query, self.error = None, problem
 
     def _resume(self, resume: Callable[[], Query]) -> None:
         try:
@@ -121,14 +127,25 @@ class Driver:
         self.jobs.append(job)
 
     def tick(self) -> list[Job]:
-        """Answer every pending query once. Returns the jobs that have ended, with a result or an error."""
-        asking = [job for job in self.jobs if job.query is not None]
+        """Answer every pending query once. Returns the jobs that have ended, with a result or an error.
+
+        A forward that fails ends the jobs that shared it, and no others.
+        """
         by_denoiser: dict[int, list[Job]] = {}
-        for job in asking:
-            by_denoiser.setdefault(id(job.denoiser), []).append(job)
+        for job in self.jobs:
+            if job.query is not None:
+                by_denoiser.setdefault(id(job.denoiser), []).append(job)
         for jobs in by_denoiser.values():
-            for job, estimate in zip(jobs, jobs[0].denoiser.answer([job.ask() for job in jobs]), strict=True):
-                job.send(estimate)
+            denoiser, asks = jobs[0].denoiser, [job.ask() for job in jobs]
+            for group in denoiser.groups(asks):
+                try:
+                    estimates = denoiser.answer([asks[i] for i in group])
+                except Exception as problem:
+                    for i in group:
+                        jobs[i].fail(problem)
+                    continue
+                for i, estimate in zip(group, estimates, strict=True):
+                    jobs[i].send(estimate)
         ended = [job for job in self.jobs if job.query is None]
         self.jobs = [job for job in self.jobs if job.query is not None]
         return ended

@@ -1,7 +1,7 @@
 """A model made ready to draw fast on the device it is on, with the same result."""
 
 from sfumato.engine.pack import BALANCED, FAST, Packing, pack
-from sfumato.families.types import Model
+from sfumato.families.types import TINY, Model
 
 
 def make_ready(model: Model) -> None:
@@ -13,7 +13,10 @@ def make_ready(model: Model) -> None:
     if model.device.type != "cpu":
         return
     # The autoencoder's weights are few and its pictures large: there transformed weights cost little and gain most.
-    done = [ready(model, model.family.denoiser, BALANCED), ready(model, "vae", FAST)]
+    done = [
+        ready(model, model.family.denoiser, BALANCED),
+        *(ready(model, name, FAST) for name in ("vae", TINY) if name in model.parts),
+    ]
     if why := next((packing.why for packing in done if packing.why), ""):
         model.notes.append(f"Without native kernels, so slower: {why}.")
     else:

@@ -66,7 +66,7 @@ class Keeper:
 
     def use_texts(self, model: Model) -> None:
         """What encodes prompts is used next: all parts but the denoiser and the autoencoder."""
-        self.use(model, *(name for name in model.parts if name not in (model.family.denoiser, "vae")))
+        self.use(model, *model.text_parts)
 
 
 def asleep(module: nn.Module) -> bool:

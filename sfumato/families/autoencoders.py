@@ -52,6 +52,24 @@ def read_autoencoder(source: str | Path, variant: str | None = None, like: Autoe
     return Part("AutoencoderKL", like, ours, str(path), paths=file.paths)
 
 
+def read_tiny(source: str | Path, variant: str | None, own: Part) -> Part:
+    """A tiny autoencoder that was distilled from a model's own.
+
+    Raises:
+        CheckpointError: it is not a tiny one, or its latents are not shaped as the other's.
+    """
+    part = read_autoencoder(source, variant)
+    if not isinstance(part.config, TinyConfig):
+        raise CheckpointError(f"{part.where} is an autoencoder of full size, not a tiny one: give it with --vae.")
+    theirs, ours = ((p.config.latent_channels, p.config.factor) for p in (part, own))
+    if theirs != ours:
+        raise CheckpointError(
+            f"{part.where}: its latents have {theirs[0]} channels at 1/{theirs[1]} of a picture's side, the model's "
+            f"{ours[0]} at 1/{ours[1]}. It is the tiny autoencoder of another model."
+        )
+    return part
+
+
 def is_taesd(tensors: Tensors) -> bool:
     """Whether names are positions in a sequence, as in TAESD's own files."""
     return bool(tensors) and all(name.split(".")[0].isdigit() for name in tensors)

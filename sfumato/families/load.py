@@ -17,9 +17,9 @@ from sfumato.checkpoints.sniff import sniff
 from sfumato.checkpoints.store import open_file
 from sfumato.core.errors import CheckpointError, RequestError
 from sfumato.families import FAMILIES
-from sfumato.families.autoencoders import read_autoencoder
+from sfumato.families.autoencoders import read_autoencoder, read_tiny
 from sfumato.families.single_file import OPENCLIP_PAD, recognise, scheduler_of
-from sfumato.families.types import Family, LatentFormat, Model
+from sfumato.families.types import TINY, Family, LatentFormat, Model
 from sfumato.models.autoencoder import SD_VAE, AutoencoderConfig
 from sfumato.text import tokenizer
 from sfumato.text.tokenizer import ClipTokenizer
@@ -31,6 +31,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 def open_model(
     source: str | Path, *, device: str | None = None, dtype: Precision | None = None, vae: str | Path | None = None,
     variant: str | None = None, family: str | None = None, prediction: str | None = None, asleep: bool = False,
+    vae_tiny: str | Path | None = None,
 ) -> Model:
     """Open a model: a folder, a single file, or a hub name, in this order.
 
@@ -43,6 +44,7 @@ def open_model(
         prediction: what the network predicts, where a single file does not tell or the files tell wrong.
         asleep: leave the weights in their files; the parts are on the meta device until ``engine.residence`` wakes
             them.
+        vae_tiny: a tiny autoencoder of the same latents, for requests that ask for it.
 
     Raises:
         CheckpointError: it is not a model, is damaged, or is of several families.
@@ -56,6 +58,9 @@ def open_model(
         own = parts["vae"].config if "vae" in parts else None
         parts["vae"] = read_autoencoder(vae, variant, own if isinstance(own, AutoencoderConfig) else SD_VAE)
     check_latents(chosen, parts)
+    own_parts = dict(parts)  # `files` below loses those that can no longer be read again
+    if vae_tiny is not None:
+        parts[TINY] = small = read_tiny(vae_tiny, variant, parts["vae"])
     modules: dict[str, Any] = {
         name: part.outline(precision) if asleep else part.load(precision, place, channels_last=place.type != "cpu")
         for name, part in parts.items()
@@ -74,7 +79,8 @@ def open_model(
         scheduler=found.scheduler if prediction is None else {**found.scheduler, "prediction_type": prediction},
         latent=latent,
         source=str(source),
-        digest=cache(lambda: digest(parts)),
+        digest=cache(lambda: digest(own_parts)),
+        tiny=None if vae_tiny is None else (str(vae_tiny), cache(lambda: digest({TINY: small}))),
         size=sample * latent.factor if sample else chosen.size,
         options=found.options,
         device=place,

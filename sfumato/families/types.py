@@ -95,6 +95,9 @@ MAX_SIDE = 16_384
 """Pixels. Beyond it one picture's activations do not fit any machine, and the request is a slip of the keyboard."""
 
 
+TINY = "vae_tiny"
+"""The name of the part that decodes where a request accepts a rougher picture for speed."""
+
 OPTIONAL = ("clip_skip", "original_size", "crop", "refiner_start")
 """Request fields that only some families can use."""
 
@@ -114,6 +117,7 @@ class Model:
         file_digest: SHA-256 of the single file that it came in, by which other programs know it; None: a folder.
         notes: what was decided in loading that the user ought to know (device, precision).
         opened: what decided how it was opened, beside ``source``: ``vae``, ``variant``, ``family``, ``prediction``.
+        tiny: name of the tiny autoencoder that was opened beside the model's own, and the digest of its tensors.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
             a part's weights or layers takes its entry out.
     """
@@ -132,6 +136,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     file_digest: Callable[[], str] | None = None
     opened: Mapping[str, str] = field(default_factory=dict)
+    tiny: tuple[str, Callable[[], str]] | None = None
     files: dict[str, Part] = field(default_factory=dict)
 
     @property
@@ -144,3 +149,8 @@ class Model:
     def network(self) -> nn.Module:
         """The part that denoises."""
         return self.parts[self.family.denoiser]
+
+    @property
+    def text_parts(self) -> list[str]:
+        """Names of the parts that read prompts: all but the denoiser and the autoencoders."""
+        return [name for name in self.parts if name not in (self.family.denoiser, "vae", TINY)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.core.errors import ConfigError
 from sfumato.nn.conditioning import Conditioning
+from sfumato.nn.deep import Deep
 from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
 from sfumato.nn.layers import Conv2d, GroupNorm
 from sfumato.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -206,7 +207,7 @@ class UNetEncoder(nn.Module):
 
     def _start(
         self, x: Tensor, t: Tensor | float | Times, conditioning: Conditioning
-    ) -> tuple[Tensor, Iterator[Tensor]]:
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """The picture with no more rows than need be, in channels-last memory, and each residual block's shift."""
         rows = max(len(x), len(conditioning))
         if not isinstance(t, Times):
@@ -218,17 +219,26 @@ class UNetEncoder(nn.Module):
         return x.contiguous(memory_format=torch.channels_last), deal_times(self, t, rows)
 
     def _down(
-        self, h: Tensor, shifts: Iterator[Tensor], conditioning: Conditioning, run: Callable[..., Tensor]
+        self, h: Tensor, shifts: Iterator[Tensor], conditioning: Conditioning, run: Callable[..., Tensor],
+        most: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """From the first convolution's output to the bottom; what is passed across on the way."""
+        """From the first convolution's output to the bottom; what is passed across on the way.
+
+        Args:
+            most: it goes no further than so many that are passed across.
+        """
         skips = [h]
         for stage in stages(self.down_blocks):
             for resnet, attention in stage.layers():
+                if len(skips) == most:
+                    return h, skips
                 h = run(resnet, h, next(shifts)[: len(h)])  # [B, C', H, W]
                 if attention is not None:
                     h = run(attention, h, conditioning)  # [R, C', H, W]
                 skips.append(h)
             for downsampler in stage.downsamplers:
+                if len(skips) == most:
+                    return h, skips
                 h = call(downsampler, h)  # [R, C', H/2, W/2]
                 skips.append(h)
         if self.mid_block is not None:
@@ -250,6 +260,18 @@ class UNet(UNetEncoder):
         self.conv_out = Conv2d(first, config.out_channels, 3, padding=1)
         self._number()
 
+    @property
+    def blocks_up(self) -> int:
+        """Residual blocks on the way up."""
+        return len([*self._ups()])
+
+    def _ups(self) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+        """The way up: each residual block, the attention after it, and the upsampler where a level ends."""
+        for stage in stages(self.up_blocks):
+            *inner, (resnet, attention) = stage.layers()
+            yield from ((*layer, None) for layer in inner)
+            yield resnet, attention, next(iter(stage.upsamplers), None)
+
     def forward(
         self,
         x: Tensor,
@@ -258,6 +280,7 @@ class UNet(UNetEncoder):
         down_residuals: Sequence[Tensor] | None = None,
         mid_residual: Tensor | None = None,
         run: Callable[..., Tensor] = call,
+        deep: Deep | None = None,
     ) -> Tensor:
         """What the network sees in x: its noise, its velocity, whatever it was trained to tell.
 
@@ -273,6 +296,8 @@ class UNet(UNetEncoder):
             down_residuals: added to what is passed across, [B or R, C, H, W] each, in the order of the way down.
             mid_residual: added at the bottom, [B or R, C, H, W].
             run: how each residual block and transformer is run; see ``sfumato.nn.stage.call``.
+            deep: what the last ``outer`` residual blocks of the way up find when they begin. With a value, what lies
+                below them is not run: the way down ends where nothing more is passed across to them.
 
         Returns:
             [R, out_channels, H, W].
@@ -283,18 +308,28 @@ class UNet(UNetEncoder):
         if conditioning.keys_values is None:
             _need(conditioning, "context")
         x, shifts = self._start(x, t, conditioning)
-        h, skips = self._down(self.conv_in(x), shifts, conditioning, run)
+        ups = [*self._ups()]
+        first, most = 0, None
+        if deep is not None:
+            if not 0 < deep.outer < len(ups):
+                raise ConfigError(f"This U-Net has {len(ups)} blocks on its way up; 1 to {len(ups) - 1} are outer.")
+            if deep.value is not None:
+                first, most = len(ups) - deep.outer, deep.outer
+        h, skips = self._down(self.conv_in(x), iter(shifts), conditioning, run, most)
         if down_residuals is not None:
-            skips = [_plus(skip, residual) for skip, residual in zip(skips, down_residuals, strict=True)]
-        if mid_residual is not None:
+            residuals = down_residuals[: len(skips)] if first else down_residuals
+            skips = [_plus(skip, residual) for skip, residual in zip(skips, residuals, strict=True)]
+        if mid_residual is not None and not first:
             h = _plus(h, mid_residual)
-        for stage in stages(self.up_blocks):
-            for resnet, attention in stage.layers():
-                h = torch.cat([h, expand_rows(skips.pop(), len(h))], dim=1)  # [R, C + C', H, W]
-                h = run(resnet, h, next(shifts)[: len(h)])  # [R, C', H, W]
-                if attention is not None:
-                    h = run(attention, h, conditioning)
-            for upsampler in stage.upsamplers:
+        for place, (resnet, attention, upsampler) in enumerate(ups[first:], first):
+            if deep is not None and place == len(ups) - deep.outer:
+                h = deep.pass_through(h)
+            skip = skips.pop()
+            h = torch.cat([h, expand_rows(skip, len(h))], dim=1)  # [R, C + C', H, W]
+            h = run(resnet, h, shifts[place - len(ups)][: len(h)])  # [R, C', H, W]
+            if attention is not None:
+                h = run(attention, h, conditioning)
+            if upsampler is not None:
                 h = call(upsampler, h, skips[-1].shape[-2:])  # [R, C', 2H, 2W]
         y: Tensor = self.conv_out(self.conv_norm_out(h, silu=True))  # [R, out_channels, H, W]
         return y

@@ -172,7 +172,7 @@ class UnconditionalUNet(nn.Module):
             t = torch.as_tensor(t, device=x.device).reshape(-1)
             t = self._times(t if len(t) == 1 else expand_rows(t, rows), told)
         h = expand_rows(x, max(len(x), len(t))).contiguous(memory_format=torch.channels_last)
-        shifts = deal_times(self, t, len(h))
+        shifts = iter(deal_times(self, t, len(h)))
 
         h = self.conv_in(h)
         skips = [h]

@@ -62,11 +62,11 @@ def project_times(network: nn.Module, embedding: Tensor) -> Times:
     return Times(torch.cat([projection(active) for projection in timed(network)], dim=-1))
 
 
-def deal_times(network: nn.Module, times: Times, rows: int) -> Iterator[Tensor]:
+def deal_times(network: nn.Module, times: Times, rows: int) -> tuple[Tensor, ...]:
     """For each residual block, as they run, its own columns.
 
-    Yields:
+    Returns:
         [1 or ``rows``, C']; the first B rows are those of B pictures whose other rows are still shared.
     """
     shifts = times.shifts if len(times) == 1 else expand_rows(times.shifts, rows)
-    return iter(torch.split(shifts, [projection.out_features for projection in timed(network)], dim=-1))
+    return torch.split(shifts, [projection.out_features for projection in timed(network)], dim=-1)

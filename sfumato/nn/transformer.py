@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sfumato.nn.attention import attend
 from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
+from sfumato.nn.merging import Merge, share_at
 from sfumato.nn.rows import expand_rows
 
 
@@ -141,10 +142,16 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
         self.only_cross = only_cross
 
-    def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        """[B, N, dim] -> [rows of the conditioning, N, dim]."""
-        told = (conditioning,) if self.only_cross else ()
-        x = self.attn1(self.norm1(x), x, *told)  # [R, N, dim] where only_cross
+    def forward(self, x: Tensor, conditioning: Conditioning, size: torch.Size) -> Tensor:
+        """[B, N, dim] -> [rows of the conditioning, N, dim]; ``size`` is (h, w), h * w = N."""
+        h = self.norm1(x)
+        if self.only_cross:
+            x = self.attn1(h, x, conditioning)  # [R, N, dim]
+        elif share := share_at(size):
+            merge = Merge.of(h, size, share)
+            x = x + merge.part(self.attn1(merge.join(h), None))
+        else:
+            x = self.attn1(h, x)
         x = self.attn2(self.norm2(x), x, conditioning)  # [R, N, dim]
         return cast(Tensor, self.ff(self.norm3(x), x))
 
@@ -177,7 +184,7 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         h = self.proj_in(tokens(h)) if self.linear else tokens(self.proj_in(h))  # [B, H * W, C]
         for block in self.transformer_blocks:
-            h = block(h, conditioning)  # [R, H * W, C]
+            h = block(h, conditioning, size)  # [R, H * W, C]
         x = expand_rows(x, len(h))
         if self.linear:
             return picture(self.proj_out(h, tokens(x)), size)  # [R, C, H, W]

@@ -2,9 +2,9 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import cast
 
 import torch
@@ -14,7 +14,7 @@ from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
 from sfumato.core.sizes import show_bytes
 from sfumato.engine.decode import OVERLAP, TILE, tile_of
-from sfumato.engine.denoiser import Ask, Denoiser
+from sfumato.engine.denoiser import Ask, Denoiser, Place
 from sfumato.engine.rates import Rates
 from sfumato.engine.residence import USUAL, Holding, Where
 from sfumato.engine.trace import META, Work, size, trace, weights
@@ -185,7 +185,7 @@ class Forecaster:
             heap = max(heap, most.peak)
         if decoding:
             work, tiles, canvas = self.decoded(holding.tile)
-            held = self._weights(holding, self.stages[-1], ["vae"], work.read, before)
+            held = self._weights(holding, self.stages[-1], [self.settled.decoder], work.read, before)
             height, width = (side * self.stages[-1].model.latent.factor for side in self.settled.latent_shape[1:])
             pixels = 2 * pictures * 3 * height * width if self.cpu else 0  # together, and each in its picture
             loads = self._loading(holding, work.read, pictures * tiles if holding.where == "layers" else 1)
@@ -227,7 +227,7 @@ class Forecaster:
     def _decoded(self, tile: int | None) -> tuple[Work, int, int]:
         """What one tile costs, how many there are to a picture, and bytes of what they are gathered in."""
         stage = self.stages[-1]
-        model, autoencoder = stage.model, stage.outlines["vae"]
+        model, autoencoder = stage.model, stage.outlines[self.settled.decoder]
         channels, height, width = self.settled.latent_shape
         side = tile_of(model, self.settled.latent_shape, tile)
         count, canvas = 1, 0
@@ -249,7 +249,7 @@ class _Stage:
         self.model, self.settled, self.sigmas = model, settled, sigmas
         self.plan = plan_for(settled.request, model)
         self.outlines = {name: outline(model, name) for name in model.parts}
-        self.text_names = [name for name in model.parts if name not in (model.family.denoiser, "vae")]
+        self.text_names = model.text_parts
         self.ghost = replace(model, parts=self.outlines, device=META)
         self.mapped = model.device.type == "cpu" and all(
             name in model.files and all(t.dtype == model.dtype for t in model.files[name].tensors.values())
@@ -283,9 +283,8 @@ class _Stage:
             self.model.device.type,
         )
 
-    def _steps(self, together: int) -> dict[tuple[str, ...], tuple[int, Work]]:
-        """By what guidance wants: how many answers the sampler asks for, and what one costs."""
-        wanted = Counter(self.settled.guidance.wants(sigma) for sigma in self._questions())
+    def _steps(self, together: int) -> dict[Hashable, tuple[int, Work]]:
+        """By what guidance wants and shortcuts do: how many answers the sampler asks for, and what one costs."""
         shape = (together, *self.settled.latent_shape)
         rows = {
             name: row.map(lambda tensor: tensor.expand(together, *tensor.shape[1:]))
@@ -293,15 +292,22 @@ class _Stage:
         }
         network = self.ghost.network
         denoiser = Denoiser(network, META, self.model.dtype)
-        found = {}
-        for names, count in wanted.items():
-            sigma = next(s for s in self.sigmas if self.settled.guidance.wants(s) == names)
-            x = torch.empty(shape, device=META)
-            ask = Ask(Query(x, sigma), self.plan, self.settled.guidance, rows)
-            given = [*weights(network), x, *_tensors(rows.values())]
-            _, work = trace(lambda ask=ask: denoiser.answer([ask]), given, self.model.device.type)  # type: ignore[misc]
-            found[names] = (count, work)
-        return found
+        shortcuts = self.settled.shortcuts()
+        counts: Counter[Hashable] = Counter()
+        works: dict[Hashable, Work] = {}
+        x = torch.empty(shape, device=META)
+        for sigma in self._questions():
+            ask = Ask(Query(x, sigma), self.plan, self.settled.guidance, rows, shortcuts=shortcuts)
+            names = ask.wants()
+            kind = names, tuple(shortcut.kind(names) for shortcut in shortcuts)
+            counts[kind] += 1
+            if kind not in works:
+                given = [*weights(network), x, *_tensors(rows.values())]
+                _, works[kind] = trace(partial(denoiser.answer, [ask]), given, self.model.device.type)
+            else:
+                for shortcut in shortcuts:
+                    shortcut.around(network, [shortcut], [Place(0, name, together) for name in names])
+        return {kind: (count, works[kind]) for kind, count in counts.items()}
 
     def _questions(self) -> Iterator[float]:
         """The sigmas at which the sampler will ask: it is run on a picture of one number, with a made-up network."""

@@ -5,20 +5,23 @@ from importlib.metadata import version
 from typing import Any
 
 from sfumato.core.config import to_dict
-from sfumato.core.request import Request
 from sfumato.core.version import VERSION
-from sfumato.families.types import Model
+from sfumato.families.types import TINY, Model
+from sfumato.tasks.settle import Settled
 
 
-def recipe(model: Model, request: Request, seed: int, refiner: Model | None = None) -> dict[str, Any]:
+def recipe(model: Model, settled: Settled, seed: int, refiner: Model | None = None) -> dict[str, Any]:
     """The recipe of one picture: a request for it alone, and all that its pixels depend on beside the request."""
     import torch
 
+    request = settled.request
+    tiny = model.tiny if settled.decoder == TINY else None
     gpu = model.device.type == "cuda"
     return {
         "request": {**to_dict(request), "seed": seed, "count": 1},
         "model": identity(model),
         **({"refiner": identity(refiner)} if refiner is not None else {}),
+        **({TINY: {"name": tiny[0], "sha256": tiny[1]()}} if tiny is not None else {}),
         "versions": {
             "sfumato": VERSION, "torch": torch.__version__, "python": platform.python_version(),
             "tokenizers": version("tokenizers"), "safetensors": version("safetensors"),

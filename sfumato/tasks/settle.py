@@ -8,6 +8,9 @@ from sfumato import guidance
 from sfumato.core.errors import RequestError
 from sfumato.core.registry import fold
 from sfumato.core.request import Request
+from sfumato.engine import lossy
+from sfumato.engine.denoiser import Shortcut
+from sfumato.engine.lossy.types import Lossy
 from sfumato.families.types import OPTIONAL, Model
 from sfumato.guidance.types import Guidance
 from sfumato.noise import SPACINGS
@@ -32,6 +35,7 @@ class Settled:
         options: of the sampler, beside the plan's own.
         guidance: what is asked at each sigma.
         names: the conditionings that are wanted at any of them.
+        modes: the lossy modes.
     """
 
     request: Request
@@ -42,6 +46,16 @@ class Settled:
     options: dict[str, Any]
     guidance: Guidance
     names: tuple[str, ...]
+    modes: tuple[Lossy, ...] = ()
+
+    def shortcuts(self) -> tuple[Shortcut, ...]:
+        """Those of the lossy modes, new ones for one job."""
+        return tuple(shortcut for mode in self.modes if (shortcut := mode.shortcut()) is not None)
+
+    @property
+    def decoder(self) -> str:
+        """The part that decodes."""
+        return next((part for mode in self.modes if (part := mode.decoder()) is not None), "vae")
 
 
 def settle(request: Request, model: Model) -> Settled:
@@ -76,11 +90,20 @@ def settle(request: Request, model: Model) -> Settled:
         "guidance_rescale": request.guidance_rescale, "guidance_interval": request.guidance_interval,
         "guidance_channels": request.guidance_channels, "dynamic_threshold": request.dynamic_threshold,
     }
-    guide = guidance.build(request.cfg_scale, **{**plan.guidance, **{k: v for k, v in wishes.items() if v}})
+    wished = {name: value for name, value in wishes.items() if value}
+    modes = lossy.read(request.lossy, model)
+    for mode in modes:
+        for name in mode.guidance():
+            if name in wished:
+                raise RequestError(f"{name} is given, and the lossy mode {mode.name} sets it too; leave one out.")
+        wished |= mode.guidance()
+    guide = guidance.build(request.cfg_scale, **{**plan.guidance, **wished})
     wanted = {name for sigma in sigmas[:-1] for name in guide.wants(sigma)}
     factor = model.latent.factor
     return Settled(
-        request=replace(request, sampler=plan.sampler, spacing=plan.spacing, steps=len(sigmas) - 1),
+        request=replace(
+            request, sampler=plan.sampler, spacing=plan.spacing, steps=len(sigmas) - 1, lossy=tuple(map(str, modes))
+        ),
         seeds=[(request.seed + i) % 2**64 for i in range(request.count)],
         latent_shape=(model.latent.channels, request.height // factor, request.width // factor),
         plan=plan,
@@ -88,6 +111,7 @@ def settle(request: Request, model: Model) -> Settled:
         options={} if request.eta is None else {"eta": request.eta},
         guidance=guide,
         names=tuple(name for name in ("positive", "negative") if name in wanted),
+        modes=modes,
     )
 
 

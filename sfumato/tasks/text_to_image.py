@@ -1,7 +1,7 @@
 """Text to image: a Request becomes Pictures."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.core.errors import RequestError
 from sfumato.core.request import Request
+from sfumato.engine import lossy
 from sfumato.engine.decode import decode
 from sfumato.engine.denoiser import Denoiser
 from sfumato.engine.driver import Job, OnStep, run
@@ -66,30 +67,75 @@ def text_to_image(
         RequestError: the request is not for this model.
         NumericError: the network or the autoencoder gave NaN or infinity.
     """
-    started = time.perf_counter()
-    settled = settle(request, model)
-    if (request.refiner_start is None) != (refiner is None):
-        raise RequestError("refiner_start and a refiner go together: one was given without the other.")
-    stages = [(model, settled.sigmas)]
-    if refiner is not None and request.refiner_start is not None:
-        at = handover(settled, request.refiner_start)
-        stages = [(model, settled.sigmas[: at + 1]), (refiner, settled.sigmas[at:])]
-    keeper = Keeper(holding.where, *(stage for stage, _ in stages))
-    runs = [Run(stage, settled, sigmas, keeper) for stage, sigmas in stages]
-
-    together = pictures_together(settled, holding.rows)
+    drawing = Drawing(model, request, refiner, holding)
+    drawing.prepare()
+    seeds = drawing.settled.seeds
+    together = pictures_together(drawing.settled, holding.rows)
     latents = torch.cat([
-        draw(runs, settled, settled.seeds[i : i + together], on_step) for i in range(0, len(settled.seeds), together)
+        drawing.draw(seeds[i : i + together], on_step) for i in range(0, len(seeds), together)
     ])  # [n, C, h, w]
-    keeper.use(runs[-1].model, "vae")
-    pixels, warnings = decode(runs[-1].model, latents, holding.tile)
-    pictures = [
-        Picture.of(pixels[i], recipe(model, settled.request, seed, refiner)) for i, seed in enumerate(settled.seeds)
-    ]
-    tokens = runs[0].prompts.tokens
-    told = [*model.notes, f"Tokens: {', '.join(f'{name} prompt {count}' for name, count in tokens.items())}."]
-    notes = dict.fromkeys(note for part in (told, *(r.prompts.notes for r in runs), warnings) for note in part)
-    return Result(pictures, latents, tokens, list(notes), time.perf_counter() - started)
+    return drawing.result(*drawing.decode(latents, seeds), latents)
+
+
+class Drawing:
+    """A request on its way: what is decided and computed once for all its pictures.
+
+    Raises:
+        RequestError: the request is not for this model. Nothing was computed.
+    """
+
+    def __init__(self, model: Model, request: Request, refiner: Model | None = None, holding: Holding = USUAL) -> None:
+        self.started = time.perf_counter()
+        self.settled = settled = settle(request, model)
+        if (request.refiner_start is None) != (refiner is None):
+            raise RequestError("refiner_start and a refiner go together: one was given without the other.")
+        self.stages = [(model, settled.sigmas)]
+        if refiner is not None and request.refiner_start is not None:
+            at = handover(settled, request.refiner_start)
+            self.stages = [(model, settled.sigmas[: at + 1]), (refiner, settled.sigmas[at:])]
+        self.model, self.refiner, self.holding = model, refiner, holding
+        self.keeper = Keeper(holding.where, *(stage for stage, _ in self.stages))
+        self.runs: list[Run] = []
+
+    def prepare(self) -> None:
+        """Encode the prompts."""
+        self.runs = [Run(stage, self.settled, sigmas, self.keeper) for stage, sigmas in self.stages]
+
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Streams]:
+        """The noise [n, C, h, w] from which these pictures begin, and the streams of what is drawn later."""
+        first = self.runs[0]
+        streams = Streams(seeds, self.settled.latent_shape, first.model.device, self.settled.request.noise)
+        return streams() * first.plan.initial_scale(self.settled.sigmas[0]), streams
+
+    def end(self, x: Tensor) -> Tensor:
+        """What the last sampler gave, in the diffusion model's own scale."""
+        return x * self.runs[-1].plan.final_scale(self.settled.sigmas[-1])
+
+    def draw(self, seeds: Sequence[int], on_step: OnStep | None = None) -> Tensor:
+        """From noise to latents [n, C, h, w] of the pictures with these seeds."""
+        x, streams = self.start(seeds)
+        for stage in self.runs:
+            if len(stage.sigmas) > 1:
+                [x] = run([stage.job(x, streams, on_step)])
+        return self.end(x)
+
+    def decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[list[Picture], list[str]]:
+        """Pictures of latents [n, C, h, w] with their recipes, and notes on what had to be done."""
+        decoding, part = self.runs[-1].model, self.settled.decoder
+        self.keeper.use(decoding, part)
+        pixels, warnings = decode(decoding, latents, self.holding.tile, part)
+        return [
+            Picture.of(pixels[i], recipe(self.model, self.settled, seed, self.refiner)) for i, seed in enumerate(seeds)
+        ], warnings
+
+    def result(self, pictures: list[Picture], warnings: Iterable[str], latents: Tensor) -> Result:
+        """All that the task made."""
+        prompts = [run.prompts for run in self.runs]
+        tokens = prompts[0].tokens
+        counted = [f"Tokens: {', '.join(f'{name} prompt {count}' for name, count in tokens.items())}."]
+        said = (self.model.notes, counted, lossy.notes(self.settled.modes), *(p.notes for p in prompts), warnings)
+        notes = dict.fromkeys(note for part in said for note in part)
+        return Result(pictures, latents, tokens, list(notes), time.perf_counter() - self.started)
 
 
 def pictures_together(settled: Settled, rows: int) -> int:
@@ -143,18 +189,10 @@ class Run:
             for name, conditioning in self.conditionings.items()
         }
         sampler = self.plan.start(x, self.sigmas, streams, **self.settled.options)
-        return Job(sampler, self.sigmas, denoiser, self.plan, self.settled.guidance, rows, on_step, self.timetable)
-
-
-def draw(runs: Sequence[Run], settled: Settled, seeds: Sequence[int], on_step: OnStep | None) -> Tensor:
-    """From noise to latents [n, C, h, w] of the pictures with these seeds."""
-    first, last = runs[0], runs[-1]
-    streams = Streams(seeds, settled.latent_shape, first.model.device, settled.request.noise)
-    x = streams() * first.plan.initial_scale(settled.sigmas[0])
-    for stage in runs:
-        if len(stage.sigmas) > 1:
-            [x] = run([stage.job(x, streams, on_step)])
-    return x * last.plan.final_scale(settled.sigmas[-1])
+        return Job(
+            sampler, self.sigmas, denoiser, self.plan, self.settled.guidance, rows, on_step, self.timetable,
+            self.settled.shortcuts(),
+        )
 
 
 def prepare(network: nn.Module, conditioning: Conditioning) -> Conditioning:

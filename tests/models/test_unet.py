@@ -13,6 +13,7 @@ from sfumato.core.errors import ConfigError
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn.attention import tapped
 from sfumato.nn.conditioning import Conditioning
+from sfumato.nn.deep import Deep
 from sfumato.nn.embeddings import Times
 from sfumato.nn.layers import Conv2d
 from sfumato.nn.stage import call
@@ -210,3 +211,35 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 def test_configs_that_contradict_themselves(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         replace(TEXT, **changes)
+
+
+@torch.no_grad()
+def test_deep_layers_that_ran_need_not_run_again(network: UNet) -> None:
+    x, t, conditioning = inputs(network.config)
+    expected = network(x, t, conditioning)
+    watch = Watch()
+    network(x, t, conditioning, run=watch)
+    before = len(watch.rows)
+    for outer in range(1, network.blocks_up):
+        deep = Deep(outer)
+        assert relative_error(network(x, t, conditioning, deep=deep), expected) == 0
+        watch = Watch()
+        assert relative_error(network(x, t, conditioning, run=watch, deep=deep), expected) <= EXACT
+        assert len(watch.rows) < before
+        other = network(x + 0.1, t, conditioning, deep=deep)
+        assert relative_error(other, expected) > 1e-3  # the layers at the ends see the picture that is there now
+    with pytest.raises(ConfigError, match="blocks on its way up"):
+        network(x, t, conditioning, deep=Deep(network.blocks_up))
+
+
+@torch.no_grad()
+def test_deep_layers_and_residuals_of_a_side_network() -> None:
+    network = built(TEXT)
+    x, t, conditioning = inputs(TEXT)
+    sizes = [(8, (8, 12)), (8, (8, 12)), (8, (4, 6)), (16, (4, 6))]
+    downs = [torch.randn(B, channels, *size, dtype=torch.float64) for channels, size in sizes]
+    mid = torch.randn(B, 16, 4, 6, dtype=torch.float64)
+    deep = Deep(1)
+    expected = network(x, t, conditioning, downs, mid, deep=deep)
+    assert relative_error(network(x, t, conditioning, downs, mid, deep=deep), expected) <= EXACT
+    assert relative_error(network(x, t, conditioning, deep=deep), expected) > 1e-3

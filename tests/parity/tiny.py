@@ -73,6 +73,19 @@ def autoencoder(scaling_factor: float = 0.18215, **changes: Any) -> Any:
     )
 
 
+def tiny_autoencoder() -> Any:
+    """A TAESD of factor 8, as narrow as it can be."""
+    import diffusers
+
+    torch.manual_seed(7)
+    make: Any = diffusers.AutoencoderTiny
+    widths = (8, 8, 8, 8)
+    return make(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1), latent_channels=4,
+    )
+
+
 def text_encoder(vocabulary: int, width: int = 32, projection: bool = False, layers: int = 3, **changes: Any) -> Any:
     """A CLIP text tower; the id of the end token is the last of the vocabulary, as in the real one."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

@@ -36,6 +36,7 @@ REQUESTS = st.builds(
     prompt_weighting=st.sampled_from(["a1111", "comfy", "compel"]), long_prompts=st.sampled_from(["chunk", "truncate"]),
     noise=st.sampled_from(["philox", "torch"]), refiner_start=st.none() | st.floats(0.01, 0.99),
     guidance_channels=st.none() | st.integers(1, 16),
+    lossy=st.lists(st.sampled_from(["deepcache:3:2", "interval:0.28:5.42", "tiny_decoder"]), max_size=3).map(tuple),
 )
 
 

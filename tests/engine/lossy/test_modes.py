@@ -1,0 +1,125 @@
+"""Lossy modes: what they leave out, that they say so, and that their pictures come again."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sfumato
+from sfumato.core.errors import CheckpointError, RequestError
+from sfumato.core.request import Request
+from sfumato.engine.lossy import FAST, LOSSY, mode_of
+from sfumato.engine.rates import Rates
+from sfumato.engine.residence import USUAL
+from sfumato.tasks.forecast import Forecaster
+from sfumato.tasks.pipeline import Pipeline
+from tests.parity import tiny
+
+ASKED: dict[str, Any] = {"steps": 6, "width": 64, "height": 64, "seed": 3, "sampler": "euler"}
+RATES = Rates(convolution=1e9, product=2e9, attention=1e9, movement=1e9, latency=1e-6, load=1e9, process=0)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    place = tmp_path_factory.mktemp("sd1")
+    tiny.pipeline("sd1", place).save_pretrained(place / "model")
+    tiny.tiny_autoencoder().save_pretrained(place / "tiny")
+    return sfumato.load(str(place / "model"), vae_tiny=str(place / "tiny"))
+
+
+def off(a: Any, b: Any) -> int:
+    return int(np.abs(a.pixels.astype(int) - b.pixels.astype(int)).max())
+
+
+@pytest.mark.parametrize("name", [*LOSSY, "fast"])
+def test_a_mode_changes_the_picture_and_says_so(pipe: Pipeline, name: str) -> None:
+    [exact] = pipe("a red apple", **ASKED).pictures
+    result = pipe("a red apple", lossy=(name,), **ASKED)
+    assert off(exact, result.pictures[0]) > 1
+    written = result.pictures[0].recipe["request"]["lossy"]
+    modes = [mode_of(text) for text in written]
+    assert [mode.name for mode in modes] == ([*FAST] if name == "fast" else [name])
+    [note] = [note for note in result.notes if note.startswith("Lossy")]
+    assert all(mode.title in note for mode in modes)
+    assert not any(note.startswith("Lossy") for note in pipe("a red apple", **ASKED).notes)
+
+
+@pytest.mark.parametrize("modes", [("deepcache:2:1",), ("token_merging:0.25",), ("fast", "token_merging")])
+def test_a_lossy_picture_is_its_own_alone_in_a_batch_and_again(pipe: Pipeline, modes: tuple[str, ...]) -> None:
+    batch = pipe("a red apple", lossy=modes, count=3, **ASKED).pictures
+    [alone] = pipe("a red apple", lossy=modes, **{**ASKED, "seed": 5}).pictures
+    assert off(batch[2], alone) <= 1
+    [again] = pipe(alone.reading().request).pictures
+    assert off(again, alone) == 0
+
+
+def test_deep_layers_run_at_every_third_step(pipe: Pipeline) -> None:
+    calls = []
+    handle = pipe.model.network.get_submodule("mid_block.resnets.0").register_forward_hook(lambda *_: calls.append(1))
+    pipe("a red apple", lossy=("deepcache:3",), **{**ASKED, "steps": 7})
+    handle.remove()
+    assert len(calls) == 3
+
+
+def test_where_guidance_begins_the_deep_layers_run_for_what_is_new(pipe: Pipeline) -> None:
+    sigmas = (14.0, 10.0, 7.0, 3.0, 1.0, 0.0)
+    calls = []
+    hook = pipe.model.network.get_submodule("mid_block.attentions.0").register_forward_hook(
+        lambda module, inputs, output: calls.append(len(output))
+    )
+    pipe("a red apple", lossy=("deepcache:5", "interval:0:8"), sigmas=sigmas, **{**ASKED, "steps": None})
+    hook.remove()
+    assert calls == [1, 2]  # at the first step, and at the first that is guided
+
+
+@pytest.mark.parametrize(
+    ("modes", "said"),
+    [
+        (("depcache",), "did you mean 'deepcache'"),
+        (("deepcache:1",), "at least 2"),
+        (("deepcache:2:9",), "at most 3 are outer"),
+        (("deepcache:2:1:1",), "2 values at most"),
+        (("deepcache:x",), "cannot read 'x' as int"),
+        (("deepcache", "deepcache:4"), "twice"),
+        (("token_merging:0.9",), "0.75"),
+        (("interval:3:1",), "lower first"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(pipe: Pipeline, modes: tuple[str, ...], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        pipe("a red apple", lossy=modes, **ASKED)
+
+
+def test_guidance_has_one_interval(pipe: Pipeline) -> None:
+    with pytest.raises(RequestError, match="guidance_interval"):
+        pipe("a red apple", lossy=("interval",), guidance_interval=(1.0, 2.0), **ASKED)
+
+
+def test_modes_a_model_cannot_do_are_left_out_of_fast_and_refused_alone(pipe: Pipeline) -> None:
+    bare = Pipeline(replace(pipe.model, parts={k: v for k, v in pipe.model.parts.items() if k != "vae_tiny"}))
+    [picture] = bare("a red apple", lossy=("fast",), **ASKED).pictures
+    assert [text.split(":")[0] for text in picture.recipe["request"]["lossy"]] == ["deepcache", "interval"]
+    with pytest.raises(RequestError, match="--vae-tiny"):
+        bare("a red apple", lossy=("tiny_decoder",), **ASKED)
+
+
+def test_the_tiny_decoder_is_in_the_recipe_and_the_model_stays_the_same(pipe: Pipeline, tmp_path: Path) -> None:
+    plain, small = (pipe("a cat", lossy=modes, **ASKED).pictures[0].recipe for modes in ((), ("tiny_decoder",)))
+    assert plain["model"] == small["model"]
+    assert "vae_tiny" not in plain
+    assert len(small["vae_tiny"]["sha256"]) == 64
+    tiny.autoencoder().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="full size"):
+        sfumato.load(pipe.model.source, vae_tiny=str(tmp_path))
+
+
+def test_what_is_left_out_is_not_forecast(tmp_path: Path) -> None:
+    tiny.pipeline("sd1", tmp_path).save_pretrained(tmp_path / "model")
+    model = sfumato.load(str(tmp_path / "model"), max_memory="1GB").model
+    flops = {
+        modes: Forecaster(model, Request("a cat", lossy=modes, **ASKED), RATES).forecast(USUAL).phases[1].flops
+        for modes in ((), ("deepcache:2:1",), ("deepcache:3:1",))
+    }
+    assert flops["deepcache:3:1",] < flops["deepcache:2:1",] < 0.8 * flops[()]
