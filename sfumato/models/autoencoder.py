@@ -45,7 +45,11 @@ class CoderConfig:
     mid_block_add_attention: Annotated[bool, "attention at the bottleneck"] = True
     patch_size: Annotated[int, "squares of so many pixels a side are folded into channels first: small and quick"] = 1
 
-    own: ClassVar[tuple[str, ...]] = ("patch_size",)
+    shortcut: Annotated[
+        bool, "a linear map of patches to latents and back, beside the networks: they learn only what it leaves over",
+    ] = False
+
+    own: ClassVar[tuple[str, ...]] = ("patch_size", "shortcut")
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -160,6 +164,9 @@ class Encoder(nn.Module):
         self.mid_block = Bottleneck(widths[-1], groups, config.mid_block_add_attention)
         self.conv_norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.shortcut = None
+        if config.shortcut:
+            self.shortcut = Conv2d(config.in_channels, out_channels, config.factor, config.factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, out_channels, H / factor, W / factor]."""
@@ -167,7 +174,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             h = block(h)
         y: Tensor = self.conv_out(self.conv_norm_out(self.mid_block(h), silu=True))
-        return y
+        return y if self.shortcut is None else y + self.shortcut(x)
 
 
 class Decoder(nn.Module):
@@ -188,6 +195,10 @@ class Decoder(nn.Module):
         self.conv_norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.patch = config.patch_size
         self.conv_out = Conv2d(widths[-1], config.out_channels * self.patch**2, 3, padding=1)
+        self.factor = config.factor
+        self.shortcut = None
+        if config.shortcut:
+            self.shortcut = Conv2d(config.latent_channels, config.out_channels * self.factor**2, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, 3, h * factor, w * factor]."""
@@ -195,7 +206,9 @@ class Decoder(nn.Module):
         for block in self.up_blocks:
             h = block(h)
         y: Tensor = self.conv_out(self.conv_norm_out(h, silu=True))
-        return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
+        if self.patch > 1:
+            y = F.pixel_shuffle(y, self.patch)
+        return y if self.shortcut is None else y + F.pixel_shuffle(self.shortcut(z), self.factor)
 
     @property
     def last_layer(self) -> Tensor:

@@ -3,6 +3,8 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -62,6 +64,12 @@ class Material:
         self.held_out = [i for i in usable if back[self.keys[i]]]
         if not self.training:
             raise DataError(f"{config.where}: nothing is left to train on.")
+
+    def flipping(self, chance: float) -> "Material":
+        """The same data, whose pictures are mirrored with another chance; what was decoded is shared."""
+        other = copy(self)
+        other.config = replace(self.config, framing=replace(self.config.framing, flip=chance))
+        return other
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -100,6 +100,10 @@ class AutoencoderStage:
         default_factory=DiscriminatorConfig
     )
     discriminator_rate: Annotated[float, "of the judge, as a share of the autoencoder's"] = 1.0
+    first_log_variance: Annotated[
+        float | None, "of the latents at the start, which noise of variance 1 would hide; -6 is quicker; None: about 0",
+    ] = None
+    flip: Annotated[float | None, "0 to 1: in place of data.framing's, which may have to spare left and right"] = None
     perceptual_weights: Annotated[Path | None, "VGG-16 and LPIPS weights in one safetensors file"] = None
     train: Annotated[TrainConfig, "how"] = field(default_factory=TrainConfig)
 

@@ -70,3 +70,29 @@ def test_patches_are_folded_into_channels_and_the_ecosystem_is_not_told_of_none(
     written = write_config("AutoencoderKL", config, None)
     assert read_config("AutoencoderKL", written, "config.json") == config
     assert "patch_size" not in write_config("AutoencoderKL", AutoencoderConfig(), None)
+
+
+def test_shortcuts_are_linear_maps_of_patches_beside_the_networks() -> None:
+    config = AutoencoderConfig(
+        patch_size=2, shortcut=True, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=5
+    )
+    net = Autoencoder(config)
+    with torch.no_grad():
+        for last in (net.encoder.conv_out, net.decoder.conv_out):
+            for parameter in last.parameters():
+                parameter.zero_()
+    a, b = torch.rand(2, 2, 3, 8, 12)
+    with torch.inference_mode():
+        middle = net.encode((a + b) / 2).mean
+        assert torch.allclose(middle, (net.encode(a).mean + net.encode(b).mean) / 2, atol=1e-6)
+        moved = a.clone()
+        moved[:, :, :4, :4] = b[:, :, :4, :4]  # one patch
+        changed = (net.encode(moved).mean != net.encode(a).mean).any(1)
+        assert changed[:, 0, 0].all()
+        assert changed.sum() == len(a)
+        z = net.encode(a).mean
+        other = z.clone()
+        other[:, :, 1, 2] += 1
+        changed = (net.decode(other) != net.decode(z)).any(1)
+        assert changed[:, 4:, 8:].all()
+        assert not changed[:, :4].any()

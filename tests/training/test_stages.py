@@ -1,5 +1,6 @@
 """All three stages, tiny, from pictures to a model folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sfumato.checkpoints.write import save_file
 from sfumato.cli import main
 from sfumato.core.config import from_dict, to_dict
 from sfumato.core.errors import ConfigError, DataError
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.dit import DITS
 from sfumato.models.perceptual import Perceptual, Vgg16
 from sfumato.models.unet import UNetConfig
@@ -26,7 +28,7 @@ from sfumato.training.material import Material
 from sfumato.training.order import Place
 from sfumato.training.recipe import DataConfig, DiffusionStage, Recipe, ScheduleConfig, to_toml
 from sfumato.training.run import run
-from sfumato.training.stages.autoencoder import AutoencoderTraining
+from sfumato.training.stages.autoencoder import AutoencoderTraining, begin_certain, begin_linear
 from sfumato.training.stages.diffusion import DiffusionTraining, scheduler_config
 from tests.conftest import ROOT
 
@@ -233,6 +235,42 @@ def test_the_recipes_of_transformers_are_the_papers(name: str) -> None:
     stage = load(ROOT / "recipes" / f"{name}.toml").diffusion
     assert stage is not None
     assert stage.dit == DITS[name]
+
+
+def test_a_shortcut_begins_as_the_best_linear_autoencoder() -> None:
+    """Pictures made of three patterns come back whole through three channels, and not through two."""
+    torch.manual_seed(0)
+    patterns = torch.randn(3, 3, 4, 4)
+    weights = torch.randn(6, 2, 2, 3) * torch.tensor([2.0, 1.0, 0.5])
+    x = torch.einsum("bhwk,kcyx->bchywx", weights, patterns).reshape(6, 3, 8, 8) * 0.1 + 0.3
+    errors, latents = [], []
+    for channels in (2, 3):
+        config = AutoencoderConfig(
+            patch_size=2, shortcut=True, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+            latent_channels=channels,
+        )
+        net = Autoencoder(config)
+        begin_certain(net, -6.0)
+        begin_linear(net, [x[:4], x[4:]])
+        with torch.no_grad():
+            found = net.encode(x)
+            errors.append((net.decode(found.mean) - x).abs().max().item())
+        latents.append(found)
+    assert errors[0] > 0.02 > 1e-4 > errors[1]
+    assert torch.allclose(latents[1].log_variance, torch.tensor(-6.0), atol=0.1)
+    assert latents[1].mean.var(correction=1, dim=(0, 2, 3)).mean().item() == pytest.approx(1.0, rel=1e-3)
+    with pytest.raises(ConfigError, match="48 at most"):
+        begin_linear(Autoencoder(replace(config, latent_channels=49)), [x])
+
+
+def test_an_autoencoder_may_mirror_what_the_denoiser_does_not(pictures: Path, tmp_path: Path) -> None:
+    told = recipe(pictures, autoencoder={"model": CODER, "flip": 1.0, "train": TRAIN})
+    material = Material(told.data, 0)
+    training = AutoencoderTraining(told, material, tmp_path)
+    place = Place(0, 0, 0)
+    mirrored, own = training.load([place])["pixels"][0], material.framed(material.training[0], place).pixels
+    assert not torch.equal(mirrored, own)
+    assert torch.equal(mirrored, own.flip(-1))
 
 
 def test_vq_with_a_judge(pictures: Path, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Training an autoencoder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.checkpoints.load import load_into
@@ -66,12 +67,19 @@ class AutoencoderTraining:
     def __init__(self, recipe: Recipe, material: Material, root: Path) -> None:
         assert recipe.autoencoder is not None
         self.config: AutoencoderStage = recipe.autoencoder
+        if self.config.flip is not None:
+            material = material.flipping(self.config.flip)
         self.material, self.root, self.seed = material, root, recipe.seed
         if self.config.train.gradient_checkpointing:
             raise ConfigError("gradient_checkpointing is for denoisers alone: leave it out of [autoencoder.train].")
         torch.manual_seed(recipe.seed)
         if self.config.model is not None:
-            self.network = Roundtrip(Autoencoder(self.config.model))
+            net = Autoencoder(self.config.model)
+            if self.config.first_log_variance is not None:
+                begin_certain(net, self.config.first_log_variance)
+            if self.config.model.shortcut:
+                begin_linear(net, [material.pixels(part) for part in material.batches(material.training[:MEASURED])])
+            self.network = Roundtrip(net)
         else:
             assert self.config.vq is not None
             self.network = Roundtrip(VQAutoencoder(self.config.vq))
@@ -168,6 +176,58 @@ class AutoencoderTraining:
             x = self.material.pixels([item])
             pairs.append((x[0], part(x).pictures[0]))
         save_grid(path, [x for x, _ in pairs] + [y for _, y in pairs], len(pairs))
+
+
+@torch.no_grad()
+def begin_certain(net: Autoencoder, log_variance: float) -> None:
+    """Start with latents of this variance: that of an untrained network, 1, drowns what there is to learn from."""
+    last = net.encoder.conv_out if net.quant_conv is None else net.quant_conv
+    assert last.bias is not None
+    last.bias[len(last.bias) // 2 :] = log_variance
+
+
+@torch.no_grad()
+def begin_linear(net: Autoencoder, pictures: Sequence[Tensor]) -> None:
+    """Start from the best linear autoencoder of these pictures: the principal components of their patches.
+
+    The networks beside the shortcuts begin by adding nothing. Components are scaled by the root of their deviation:
+    between latents of equal variance, whose fine detail would count as much as the coarse, and plain pixels.
+
+    Args:
+        pictures: [B, 3, H, W] in [-1, 1], each.
+
+    Raises:
+        ConfigError: more latent channels than values in a patch.
+    """
+    encode, decode = net.encoder.shortcut, net.decoder.shortcut
+    assert encode is not None
+    assert decode is not None
+    assert encode.bias is not None
+    assert decode.bias is not None
+    channels, values = net.config.latent_channels, encode.weight[0].numel()
+    if channels > values:
+        raise ConfigError(f"shortcut: {channels} latent channels of patches of {values} values; take {values} at most.")
+    patches = torch.cat([F.pixel_unshuffle(x, net.factor).movedim(1, -1).flatten(0, 2) for x in pictures])  # [N, D]
+    mean = patches.double().mean(0)
+    variance, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
+    variance, vectors = variance[-channels:].flip(0).clamp(min=1e-8), vectors[:, -channels:].flip(1)  # [C], [D, C]
+    scale = variance**-0.25 / variance.sqrt().mean().sqrt()  # the latents' mean variance is 1
+    down, up = (vectors * scale).T, vectors / scale  # [C, D], [D, C]
+    encode.weight.zero_()
+    encode.bias.zero_()
+    encode.weight[:channels] = down.view(channels, *encode.weight.shape[1:]).float()
+    encode.bias[:channels] = -(down @ mean).float()
+    decode.weight.copy_(up[:, :, None, None])
+    decode.bias.copy_(mean)
+    for last in (net.encoder.conv_out, net.decoder.conv_out):
+        assert last.bias is not None
+        last.weight.zero_()
+        last.bias[:channels if last is net.encoder.conv_out else None] = 0.0  # not the log-variances
+    for mix in (net.quant_conv, net.post_quant_conv):
+        if mix is not None:
+            assert mix.bias is not None
+            nn.init.dirac_(mix.weight)
+            mix.bias[:channels] = 0.0
 
 
 def _perceptual(weights: Path | None) -> Perceptual:
