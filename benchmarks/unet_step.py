@@ -30,6 +30,11 @@ def main(sizes: tuple[int, ...] = (32, 64), turns: int = 5) -> None:
             "sfumato, large": Process(sfumato, size, LARGE),
         }
         rows.append(compare(f"U-Net step, {size} x {size}, 2 rows", subjects, turns, work=WORK.get(size, 0.0)))
+        subjects["sfumato, int8 (lossy)"] = Process(sfumato, size, BALANCED, True)
+        lossy = {name: subjects[name] for name in ("diffusers", "sfumato, int8 (lossy)")}
+        rows.append(
+            compare(f"U-Net step, {size} x {size}, 2 rows, lossy", lossy, turns, limit=0.1, work=WORK.get(size, 0.0))
+        )
         for subject in subjects.values():
             subject.end()
     report("unet_step", rows, about)
@@ -55,18 +60,18 @@ def diffusers(size: int) -> tuple[Callable[[], Tensor], dict[str, str]]:
     return lambda: unet(both, 500, context).sample, {}
 
 
-def sfumato(size: int, growth: float) -> tuple[Callable[[], Tensor], dict[str, str]]:
+def sfumato(size: int, growth: float, int8: bool = False) -> tuple[Callable[[], Tensor], dict[str, str]]:
     keep_freed_memory()
     with torch.device("meta"):
         unet = UNet(SD1)
     unet.load_state_dict(network().state_dict(), assign=True)
-    done = pack(unet, growth)
+    done = pack(unet, growth, int8=int8)
     x, context = inputs(size)
     with torch.inference_mode():
         conditioning = unet.prepare(Conditioning(context=context))
         times = unet.prepare_times(torch.tensor([500.0]))[0]
     weights = f"{done.after / done.before:.2f} of plain, {done.winograd} transformed"
-    return lambda: unet(x, times, conditioning), {f"weights at growth {growth}": weights}
+    return lambda: unet(x, times, conditioning), {"int8" if int8 else f"weights at growth {growth}": weights}
 
 
 if __name__ == "__main__":

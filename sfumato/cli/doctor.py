@@ -57,6 +57,7 @@ def devices() -> dict[str, Any]:
     found: dict[str, Any] = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
     found["cpu instructions"] = torch.backends.cpu.get_cpu_capability()
     found["cpu kernels"] = native.why()
+    found["cpu int8"] = native.why_int8()
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"

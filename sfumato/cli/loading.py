@@ -21,6 +21,9 @@ class Loading:
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, "precision; the device's best unless given"] = (
         None
     )
+    quantize: Annotated[Literal["int8"] | None, "CPU: the denoiser multiplies in 8 bits; faster, lossy"] = (
+        None
+    )
     max_memory: Annotated[str | None, "what drawing may hold, such as 6GB: slower ways are chosen where it must be"] = (
         None
     )
@@ -42,4 +45,5 @@ class Loading:
         return load(
             self.model, refiner=self.refiner, family=self.family, prediction=self.prediction, device=self.device,
             dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant, max_memory=self.max_memory,
+            quantize=self.quantize,
         )  # fmt: skip

@@ -116,7 +116,8 @@ class Model:
         digest: SHA-256 over all tensors' content, computed when first asked for.
         file_digest: SHA-256 of the single file that it came in, by which other programs know it; None: a folder.
         notes: what was decided in loading that the user ought to know (device, precision).
-        opened: what decided how it was opened, beside ``source``: ``vae``, ``variant``, ``family``, ``prediction``.
+        opened: what decided how it was opened, beside ``source``: ``vae``, ``variant``, ``family``, ``prediction``,
+            ``quantize``.
         tiny: name of the tiny autoencoder that was opened beside the model's own, and the digest of its tensors.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
             a part's weights or layers takes its entry out.

@@ -1,8 +1,9 @@
 """The Python face: ``pipe = sfumato.load(source); pipe("a red apple").images[0]``."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from sfumato.core.errors import ConfigError
 from sfumato.core.request import Request
 from sfumato.core.sizes import parse_bytes
 from sfumato.engine.driver import OnStep
@@ -17,7 +18,7 @@ from sfumato.tasks.text_to_image import Result
 
 def load(
     source: str, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
-    **options: Any,
+    quantize: Literal["int8"] | None = None, **options: Any,
 ) -> "Pipeline":
     """Open a model and be ready to draw.
 
@@ -28,18 +29,25 @@ def load(
         max_memory: what drawing may hold, such as ``"6GB"``: of the process on a CPU, of what PyTorch allocates on a
             GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits,
             with plain kernels.
+        quantize: ``"int8"``: the denoisers multiply in 8 bits. Lossy; CPU and float32 only.
         options: see ``families.load.open_model``: device, dtype, vae, variant, family, prediction.
 
     Raises:
         CheckpointError: it is not a model, or not one that is known here.
+        ConfigError: ``quantize`` where it cannot be had.
     """
+    if quantize is not None and (not optimize or max_memory is not None):
+        raise ConfigError(
+            f"quantize = {quantize!r} changes the networks' layers, which max_memory and optimize=False leave as they "
+            "are: use one or the other."
+        )
     device = {k: v for k, v in options.items() if k in ("device", "dtype", "variant")}
     asleep = max_memory is not None
     model = open_model(source, **options, asleep=asleep)
     pipeline = Pipeline(model, open_model(refiner, **device, asleep=asleep) if refiner else None, max_memory)
     for model in filter(None, (pipeline.model, pipeline.refiner)):
         if optimize and not asleep:
-            make_ready(model)
+            make_ready(model, int8=quantize == "int8")
     return pipeline
 
 

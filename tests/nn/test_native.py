@@ -15,7 +15,7 @@ from sfumato.core.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.engine.pack import FAST, SMALL, Packing, pack
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet, UNetConfig
-from sfumato.nn import native
+from sfumato.nn import int8, native
 from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
 from sfumato.nn.native import build
@@ -62,6 +62,76 @@ def test_winograd_is_the_convolution(
         assert y.shape == truth.shape
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert relative(y, truth) < limit
+
+
+@needs_native
+@settings(max_examples=40)
+@given(
+    batch=st.integers(1, 3), height=st.integers(3, 13), width=st.integers(3, 13),
+    channels=st.sampled_from([32, 33, 48]), out=st.sampled_from([32, 35, 64]), kernel=st.sampled_from([1, 3]),
+    stride=st.integers(1, 2), padding=st.integers(0, 1), shift=st.booleans(), residual=st.booleans(),
+)
+def test_the_convolution_in_8_bits_is_its_reference(
+    batch: int, height: int, width: int, channels: int, out: int, kernel: int, stride: int, padding: int,
+    shift: bool, residual: bool,
+) -> None:
+    layer = Conv2d(channels, out, kernel, stride=stride, padding=padding).requires_grad_(False)
+    x = picture(batch, channels, height, width)
+    exact = layer(x)
+    added = torch.randn(batch, out) if shift else None
+    after = picture(*exact.shape) if residual else None
+    reference = int8.Int8Conv2d(layer)
+    assert relative(reference(x), exact.double()) < 0.02
+    truth = reference(x, added, after)
+    y = in_eight(layer)(x, added, after)
+    assert y.shape == truth.shape
+    assert relative(y, truth.double()) < 1e-3  # a number halfway between two may go to either
+
+
+@needs_native
+@settings(max_examples=40)
+@given(rows=st.integers(1, 220), dim=st.integers(32, 1600), out=st.integers(32, 70), bias=st.booleans())
+def test_linear_and_geglu_in_8_bits_are_their_references(rows: int, dim: int, out: int, bias: bool) -> None:
+    linear = Linear(dim, out, bias=bias).requires_grad_(False)
+    gated = GEGLU(dim, 64, bias=bias).requires_grad_(False)
+    x, residual = torch.randn(rows, dim), torch.randn(rows, out)
+    truths = int8.Int8Linear(linear)(x, residual), int8.Int8GEGLU(gated.proj)(x)
+    exact = linear(x, residual), gated(x)
+    found = in_eight(linear)(x, residual), in_eight(gated)(x)
+    for y, truth, plain in zip(found, truths, exact, strict=True):
+        assert relative(y, truth.double()) < 1e-3
+        assert relative(truth, plain.double()) < 0.03
+
+
+def test_rows_in_8_bits_are_within_half_a_step_and_keep_zero() -> None:
+    x = torch.randn(50, 64) * torch.logspace(-6, 6, 50)[:, None] + torch.linspace(-3, 3, 50)[:, None]
+    x[:, 7] = 0
+    x[3] = 0
+    whole, scale = int8.coarse_rows(x)
+    assert torch.equal(whole, whole.round())
+    assert (whole.amax(1) - whole.amin(1) <= 255).all()
+    assert ((whole * scale - x).abs() <= 1.01 * scale).all()  # half a step, and half of the zero point's
+    assert (whole[:, 7] == 0).all()
+    assert (whole[3] == 0).all()
+
+
+@pytest.mark.parametrize("switch", ["1", "0"])
+def test_a_unet_in_8_bits_is_near_and_smaller(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if switch == "0":
+        monkeypatch.setattr(build, "_outcome", None)
+        monkeypatch.setenv("SFUMATO_NATIVE", "0")
+    network = UNet(TINY).eval()
+    conditioning, x = Conditioning(context=torch.randn(4, 5, 24)), torch.randn(2, 4, 8, 8)
+    with torch.inference_mode():
+        plain = network(x, 7, conditioning)
+        done = pack(network, int8=True)
+        found = network(x, 7, network.prepare(conditioning))
+    assert done.int8 > 20
+    assert not done.winograd
+    assert done.after < 0.6 * done.before
+    assert 0 < relative(found, plain.double()) < 0.03
+    kept = (network.conv_in, network.conv_out)  # the first and the last are exact
+    assert not any(isinstance(layer, int8.Int8) or "Int8" in type(layer).__name__ for layer in kept)
 
 
 @needs_native
@@ -284,6 +354,13 @@ def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SFUMATO_NATIVE", "perhaps")
     with pytest.raises(ConfigError, match="SFUMATO_NATIVE"):
         build.build(source, tmp_path)
+
+
+def in_eight(layer: nn.Module) -> nn.Module:
+    """The native layer of 8 bits for a plain one, which is left as it was."""
+    holder = nn.Sequential(layer)
+    assert pack(holder, int8=True).int8 == 1
+    return holder[0]
 
 
 def stand_in(layer: nn.Module, growth: float = SMALL) -> nn.Module:

@@ -1,9 +1,9 @@
-"""Native float32 kernels for inference on CPUs, and the layers that use them.
+"""Native kernels, float32 and int8, for inference on CPUs, and the layers that use them.
 
 ``available()`` says whether they can be used here and ``why()`` in words; ``sfumato.engine.pack`` puts them into a
 network. Where they cannot be used a network stays as it is, in plain PyTorch, with the same result.
 """
 
-from sfumato.nn.native.build import available, why
+from sfumato.nn.native.build import available, why, why_int8
 
-__all__ = ["available", "why"]
+__all__ = ["available", "why", "why_int8"]

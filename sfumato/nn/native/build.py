@@ -54,6 +54,15 @@ def why() -> str:
     return f"plain PyTorch: {_outcome}"
 
 
+def why_int8() -> str:
+    """One line for `sfumato doctor`: how layers multiply in 8 bits, where that is asked for."""
+    if not available():
+        return "plain PyTorch, slower than float32"
+    if "avx512_vnni" in _processor().split():
+        return "native kernels, AVX-512 VNNI"
+    return "native kernels without AVX-512 VNNI, slower than float32"
+
+
 def cache_folder() -> Path:
     """Where compiled libraries are kept."""
     base = os.environ.get("XDG_CACHE_HOME")

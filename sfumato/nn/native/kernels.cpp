@@ -1,10 +1,11 @@
-// Fused float32 kernels for inference on CPUs.
+// Fused kernels for inference on CPUs: float32, and int8 products of float32 pictures.
 //
 //   linear       matrix product, + bias + residual
 //   geglu        matrix product, + bias, one half gated by the other
 //   convolution  any kernel, stride and padding, + bias + shift + residual
 //   winograd     the same for kernels of 3x3 with stride 1 and padding 1, by fewer multiplications
 //   group_norm   group normalisation, + SiLU
+//   linear_int8, geglu_int8, convolution_int8: the first three with weights and rows of 8 bits
 //
 // Pictures are [B, C, H, W] in channels-last memory, so that the innermost loop always runs over channels. Weights are
 // packed once into panels of kPanel output columns, [panel][depth][kPanel], which the matrix product reads front to back.
@@ -13,7 +14,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -44,6 +50,22 @@ typedef float UnalignedVec __attribute__((vector_size(4 * kWidth), aligned(4)));
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 inline Vec splat(float value) { return value - Vec{}; }
+typedef int32_t UnalignedIntVec __attribute__((vector_size(4 * kWidth), aligned(4)));
+inline IntVec load(const int32_t* p) { return *reinterpret_cast<const UnalignedIntVec*>(p); }
+inline void store(int32_t* p, IntVec v) { *reinterpret_cast<UnalignedIntVec*>(p) = v; }
+inline IntVec splat(int32_t value) { return value - IntVec{}; }
+
+// sum + a b: of floats, or in each lane of four unsigned bytes of a with four signed bytes of b.
+inline Vec dot(Vec sum, Vec a, Vec b) { return sum + a * b; }
+inline IntVec dot(IntVec sum, IntVec a, IntVec b) {
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<IntVec>(_mm512_dpbusd_epi32(
+      reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#else
+  for (int byte = 0; byte < 4; byte++) sum += ((a >> 8 * byte) & 255) * ((b << (24 - 8 * byte)) >> 24);
+  return sum;
+#endif
+}
 
 // e^x to 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r, n added to the exponent's bits.
 inline Vec exp(Vec x) {
@@ -82,22 +104,24 @@ inline Vec gelu(Vec x) {
 
 constexpr int64_t kDepth = 24576 / (4 * kPanel);  // of one pass: 24 KB of the weights, which stay in the first-level cache
 
-// c[R][kPanel] (+)= a[R][depth] b[depth][kPanel]; the rows of a are `stride` floats apart.
-template <int R>
-void micro(const float* a, int64_t stride, const float* b, int64_t depth, float* c, bool add) {
-  Vec sum[R][2];
+// c[R][kPanel] (+)= a[R][depth] b[depth][kPanel]; the rows of a are `stride` elements apart. T is float, or int32_t that
+// stands for four bytes, along the depth.
+template <int R, class T>
+void micro(const T* a, int64_t stride, const T* b, int64_t depth, T* c, bool add) {
+  using Lanes = decltype(load(b));
+  Lanes sum[R][2];
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++) {
-    sum[r][0] = add ? load(c + r * kPanel) : Vec{};
-    sum[r][1] = add ? load(c + r * kPanel + kWidth) : Vec{};
+    sum[r][0] = add ? load(c + r * kPanel) : Lanes{};
+    sum[r][1] = add ? load(c + r * kPanel + kWidth) : Lanes{};
   }
   for (int64_t k = 0; k < depth; k++, b += kPanel) {
-    const Vec b0 = load(b), b1 = load(b + kWidth);
+    const Lanes b0 = load(b), b1 = load(b + kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
-      const Vec ar = splat(a[r * stride + k]);
-      sum[r][0] += ar * b0;
-      sum[r][1] += ar * b1;
+      const Lanes ar = splat(a[r * stride + k]);
+      sum[r][0] = dot(sum[r][0], ar, b0);
+      sum[r][1] = dot(sum[r][1], ar, b1);
     }
   }
 #pragma GCC unroll 12
@@ -107,14 +131,15 @@ void micro(const float* a, int64_t stride, const float* b, int64_t depth, float*
   }
 }
 
-template <int R>
-void micro(int64_t rows, const float* a, int64_t stride, const float* b, int64_t depth, float* c, bool add) {
+template <int R, class T>
+void micro(int64_t rows, const T* a, int64_t stride, const T* b, int64_t depth, T* c, bool add) {
   if (rows == R) return micro<R>(a, stride, b, depth, c, add);
   if constexpr (R > 1) micro<R - 1>(rows, a, stride, b, depth, c, add);
 }
 
 // c[rows][kPanel] = a[rows][depth] b[depth][kPanel], in passes of like depth and groups of like height.
-void multiply(const float* a, int64_t stride, int64_t rows, const float* b, int64_t depth, float* c) {
+template <class T>
+void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, T* c) {
   const int64_t passes = (depth + kDepth - 1) / kDepth, groups = (rows + kRows - 1) / kRows;
   for (int64_t p = 0; p < passes; p++) {
     const int64_t k = depth * p / passes, part = depth * (p + 1) / passes - k;
@@ -173,11 +198,28 @@ inline Vec load_some(const float* from, int64_t count) {
   return v;
 }
 
+// What turns the sums of a product into floats: nothing, or the scales of its rows and columns. With x = s (q - z) in
+// row r and w = t q' in column k, the sum of x w is s t (sum of q q' - z times the sum of q').
+struct Exact {
+  Vec operator()(Vec sum, int64_t, int64_t) const { return sum; }
+};
+struct Scaled {
+  const float* row_scale;      // [row]
+  const int32_t* row_zero;     // [row]
+  const float* column_scale;   // [column], whole panels
+  const int32_t* column_sum;   // [column]
+  Vec operator()(IntVec sum, int64_t row, int64_t column) const {
+    sum -= row_zero[row] * load(column_sum + column);
+    return __builtin_convertvector(sum, Vec) * load(column_scale + column) * row_scale[row];
+  }
+};
+
 // Rows [start, start + count) of a b + bias + shift + residual, where `a` points at row `start`.
-void product(const float* a, int64_t start, int64_t count, const float* b, int64_t depth, const Output& out) {
+template <class T, class Finish>
+void product(const T* a, int64_t start, int64_t count, const T* b, int64_t depth, const Output& out, Finish finish) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(out.columns);
   at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> sums(kBlock * kPanel);
+    std::vector<T> sums(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       // Blocks are the outer loop: the second-level cache holds one while its panels of weights pass by.
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
@@ -188,7 +230,7 @@ void product(const float* a, int64_t start, int64_t count, const float* b, int64
         const Vec bias = out.bias ? load_some(out.bias + column, valid) : Vec{};
         for (int64_t r = 0; r < rows; r++) {
           const int64_t row = start + first + r, at = row * out.columns + column;
-          Vec v = load(sums.data() + r * kPanel + j) + bias;
+          Vec v = finish(load(sums.data() + r * kPanel + j), first + r, column) + bias;
           if (out.shift) v += load_some(out.shift + row / out.area * out.columns + column, valid);
           if (out.residual) v += load_some(out.residual + at, valid);
           store_some(out.y + at, v, valid);
@@ -217,38 +259,45 @@ Tensor linear(const Tensor& x_, const Tensor& packed, const Maybe& bias, const M
   Maybe residual;
   if (residual_) residual = residual_->expand(shape).contiguous();
   product(x.const_data_ptr<float>(), 0, x.numel() / depth, packed.const_data_ptr<float>(), depth,
-          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1});
+          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1}, Exact{});
   return y;
+}
+
+// y = (x V^T + b) * gelu(x W^T + c) on rows a, where the weights are V over W.
+template <class T, class Finish>
+void gated(const T* a, int64_t count, const T* b, int64_t depth, const float* bias, int64_t columns, float* y,
+           Finish finish) {
+  const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(columns);
+  at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> values(kBlock * kPanel), gates(kBlock * kPanel);
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
+      multiply(a + first * depth, depth, rows, b + p * depth * kPanel, depth, values.data());
+      multiply(a + first * depth, depth, rows, b + (P + p) * depth * kPanel, depth, gates.data());
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < kPanel; j += kWidth) {
+          const int64_t column = p * kPanel + j;
+          Vec v = finish(load(values.data() + r * kPanel + j), first + r, column);
+          Vec g = finish(load(gates.data() + r * kPanel + j), first + r, columns + column);
+          if (bias) v += load(bias + column), g += load(bias + columns + column);
+          store(y + (first + r) * columns + column, v * gelu(g));
+        }
+    }
+  });
 }
 
 // Shazeer, "GLU variants improve transformer" (2020): (x V^T + b) * gelu(x W^T + c), where the weights are V over W.
 // Value and gate are made together, so that the wide intermediate never leaves the cache.
 Tensor geglu(const Tensor& x_, const Tensor& packed, const Maybe& bias, int64_t columns) {
   const Tensor x = x_.contiguous();
-  const int64_t depth = x.size(-1), count = x.numel() / depth, P = panels(columns);
+  const int64_t depth = x.size(-1), count = x.numel() / depth;
   check_weights(packed, depth, 2 * columns);
   TORCH_CHECK(columns % kPanel == 0, "geglu: the width must be a multiple of ", kPanel);
   auto shape = x.sizes().vec();
   shape.back() = columns;
   Tensor y = at::empty(shape, x.options());
-  const float *xp = x.const_data_ptr<float>(), *wp = packed.const_data_ptr<float>(), *bp = pointer(bias);
-  float* yp = y.mutable_data_ptr<float>();
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
-  at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> values(kBlock * kPanel), gates(kBlock * kPanel);
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
-      multiply(xp + first * depth, depth, rows, wp + p * depth * kPanel, depth, values.data());
-      multiply(xp + first * depth, depth, rows, wp + (P + p) * depth * kPanel, depth, gates.data());
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < kPanel; j += kWidth) {
-          const int64_t column = p * kPanel + j;
-          Vec v = load(values.data() + r * kPanel + j), g = load(gates.data() + r * kPanel + j);
-          if (bp) v += load(bp + column), g += load(bp + columns + column);
-          store(yp + (first + r) * columns + column, v * gelu(g));
-        }
-    }
-  });
+  gated(x.const_data_ptr<float>(), count, packed.const_data_ptr<float>(), depth, pointer(bias), columns,
+        y.mutable_data_ptr<float>(), Exact{});
   return y;
 }
 
@@ -259,6 +308,23 @@ Tensor pack_convolution(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 4, "pack_convolution: weights must be [out, in, height, width]");
   return pack_linear(weight.permute({0, 2, 3, 1}).reshape({weight.size(0), -1}));
 }
+
+// Where the patches under a kernel lie.
+struct Window {
+  int64_t C, H, W, height, width, down, across, step, padding;
+  // Patch r of all pictures, [height, width, C], zeros outside the picture.
+  void gather(const float* x, int64_t r, float* to) const {
+    const int64_t n = r / (down * across), y0 = r / across % down * step - padding, x0 = r % across * step - padding;
+    for (int64_t i = 0; i < height; i++)
+      for (int64_t j = 0; j < width; j++, to += C) {
+        const bool inside = y0 + i >= 0 && y0 + i < H && x0 + j >= 0 && x0 + j < W;
+        if (inside)
+          std::copy_n(x + ((n * H + y0 + i) * W + x0 + j) * C, C, to);
+        else
+          std::fill_n(to, C, 0.f);
+      }
+  }
+};
 
 // conv(x) + bias + shift + residual, as a product of the patches under the kernel with the weights.
 Tensor convolution(const Tensor& x_, const Tensor& packed, const Maybe& bias, const Maybe& shift_,
@@ -275,9 +341,10 @@ Tensor convolution(const Tensor& x_, const Tensor& packed, const Maybe& bias, co
   if (shift_) shift = shift_->expand({N, columns}).contiguous();
   const float *xp = x.const_data_ptr<float>(), *wp = packed.const_data_ptr<float>();
   const int64_t area = down * across, rows = N * area;
+  const Window window{C, H, W, height, width, down, across, step, padding};
   const Output out{y.mutable_data_ptr<float>(), columns, pointer(bias), pointer(shift), pointer(residual), area};
   if (height == 1 && width == 1 && step == 1 && padding == 0) {  // the pictures are the patches
-    product(xp, 0, rows, wp, depth, out);
+    product(xp, 0, rows, wp, depth, out, Exact{});
     return y;
   }
 
@@ -289,20 +356,150 @@ Tensor convolution(const Tensor& x_, const Tensor& packed, const Maybe& bias, co
     const int64_t count = std::min(chunk, rows - start);
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
-        const int64_t n = (start + r) / area, y0 = (start + r) / across % down * step - padding;
-        const int64_t x0 = (start + r) % across * step - padding;
-        float* to = patches + r * depth;
-        for (int64_t i = 0; i < height; i++)
-          for (int64_t j = 0; j < width; j++, to += C) {
-            const bool inside = y0 + i >= 0 && y0 + i < H && x0 + j >= 0 && x0 + j < W;
-            if (inside)
-              std::copy_n(xp + ((n * H + y0 + i) * W + x0 + j) * C, C, to);
-            else
-              std::fill_n(to, C, 0.f);
-          }
+        window.gather(xp, start + r, patches + r * depth);
       }
     });
-    product(patches, start, count, wp, depth, out);
+    product(patches, start, count, wp, depth, out, Exact{});
+  }
+  return y;
+}
+
+// -------------------------------------------------------------------------------------------------------- int8
+//
+// Weights have one scale a column, rows (tokens, or the patch under a kernel) one scale and one zero point each, found
+// when they are read. The sums are exact.
+
+typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1)));
+
+// Rows of 8 bits, each filled up to a multiple of 4.
+struct Coarse {
+  int64_t depth, stride;  // in bytes; `stride / 4` is the depth of the product
+  std::vector<int32_t> values, zeros;
+  std::vector<float> scales;
+  Coarse(int64_t rows, int64_t depth)
+      : depth(depth), stride((depth + 3) / 4 * 4), values(rows * (stride / 4)), zeros(rows), scales(rows) {}
+
+  // x = scale (q - zero), q from 0 to 255, and 0 stays 0.
+  void set(int64_t row, const float* x) {
+    Vec low{}, high{};
+    int64_t k = 0;
+    for (; k + kWidth <= depth; k += kWidth) {
+      const Vec v = load(x + k);
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    float least = 0, most = 0;
+    for (int j = 0; j < kWidth; j++) least = std::min(least, low[j]), most = std::max(most, high[j]);
+    for (int64_t i = k; i < depth; i++) least = std::min(least, x[i]), most = std::max(most, x[i]);
+    const float scale = std::max((most - least) / 255, 1e-30f), inverse = 1 / scale;
+    const float zero = std::floor(-least * inverse + 0.5f), shifted = zero + 0.5f;
+    scales[row] = scale;
+    zeros[row] = static_cast<int32_t>(zero);
+    uint8_t* to = reinterpret_cast<uint8_t*>(values.data()) + row * stride;
+    for (k = 0; k + kWidth <= depth; k += kWidth) {
+      Vec v = load(x + k) * inverse + shifted;  // 0 or more: converting it rounds down
+      v = v > 255.f ? splat(255.f) : v;
+      *reinterpret_cast<Bytes*>(to + k) = __builtin_convertvector(__builtin_convertvector(v, IntVec), Bytes);
+    }
+    for (; k < depth; k++) to[k] = static_cast<uint8_t>(std::min(x[k] * inverse + shifted, 255.f));
+  }
+
+  Scaled finish(const Tensor& scale, const Tensor& sum) const {
+    return {scales.data(), zeros.data(), scale.const_data_ptr<float>(), sum.const_data_ptr<int32_t>()};
+  }
+};
+
+// [out, in] of int8 -> [panels, in / 4, kPanel, 4], filled up with zeros; read as int32.
+Tensor pack_int8(const Tensor& weight_) {
+  const Tensor weight = weight_.contiguous();
+  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kChar, "pack_int8: weights must be [out, in] of int8");
+  const int64_t out = weight.size(0), in = weight.size(1), P = panels(out), quads = (in + 3) / 4;
+  Tensor packed = at::zeros({P, quads, kPanel}, weight.options().dtype(at::kInt));
+  const int8_t* w = weight.const_data_ptr<int8_t>();
+  int8_t* to = reinterpret_cast<int8_t*>(packed.mutable_data_ptr<int32_t>());
+  for (int64_t column = 0; column < out; column++)
+    for (int64_t k = 0; k < in; k++)
+      to[((column / kPanel * quads + k / 4) * kPanel + column % kPanel) * 4 + k % 4] = w[column * in + k];
+  return packed;
+}
+
+// Columns that a weight's scales and sums must have: whole panels.
+int64_t check_int8(const Tensor& packed, const Tensor& scale, const Tensor& sum, int64_t depth, int64_t columns) {
+  check_weights(packed, (depth + 3) / 4, columns);
+  const int64_t filled = panels(columns) * kPanel;
+  TORCH_CHECK(scale.numel() >= filled && sum.numel() >= filled, "int8: scales for fewer columns than the weights have");
+  return (depth + 3) / 4;
+}
+
+Coarse coarse_rows(const Tensor& x, int64_t depth) {
+  const int64_t count = x.numel() / depth;
+  Coarse rows(count, depth);
+  const float* xp = x.const_data_ptr<float>();
+  at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) rows.set(r, xp + r * depth);
+  });
+  return rows;
+}
+
+Tensor linear_int8(const Tensor& x_, const Tensor& packed, const Tensor& scale, const Tensor& sum, const Maybe& bias,
+                   const Maybe& residual_, int64_t columns) {
+  const Tensor x = x_.contiguous();
+  const int64_t depth = x.size(-1), quads = check_int8(packed, scale, sum, depth, columns);
+  auto shape = x.sizes().vec();
+  shape.back() = columns;
+  Tensor y = at::empty(shape, x.options());
+  Maybe residual;
+  if (residual_) residual = residual_->expand(shape).contiguous();
+  const Coarse rows = coarse_rows(x, depth);
+  product(rows.values.data(), 0, x.numel() / depth, packed.const_data_ptr<int32_t>(), quads,
+          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1}, rows.finish(scale, sum));
+  return y;
+}
+
+Tensor geglu_int8(const Tensor& x_, const Tensor& packed, const Tensor& scale, const Tensor& sum, const Maybe& bias,
+                  int64_t columns) {
+  const Tensor x = x_.contiguous();
+  const int64_t depth = x.size(-1), quads = check_int8(packed, scale, sum, depth, 2 * columns);
+  TORCH_CHECK(columns % kPanel == 0, "geglu: the width must be a multiple of ", kPanel);
+  auto shape = x.sizes().vec();
+  shape.back() = columns;
+  Tensor y = at::empty(shape, x.options());
+  const Coarse rows = coarse_rows(x, depth);
+  gated(rows.values.data(), x.numel() / depth, packed.const_data_ptr<int32_t>(), quads, pointer(bias), columns,
+        y.mutable_data_ptr<float>(), rows.finish(scale, sum));
+  return y;
+}
+
+Tensor convolution_int8(const Tensor& x_, const Tensor& packed, const Tensor& scale, const Tensor& sum,
+                        const Maybe& bias, const Maybe& shift_, const Maybe& residual_, int64_t columns, int64_t height,
+                        int64_t width, int64_t step, int64_t padding) {
+  const auto layout = at::MemoryFormat::ChannelsLast;
+  const Tensor x = x_.contiguous(layout);
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), depth = height * width * C;
+  const int64_t down = (H + 2 * padding - height) / step + 1, across = (W + 2 * padding - width) / step + 1;
+  const int64_t quads = check_int8(packed, scale, sum, depth, columns);
+  TORCH_CHECK(H + 2 * padding >= height && W + 2 * padding >= width, "convolution: a picture smaller than the kernel");
+  Tensor y = at::empty({N, columns, down, across}, x.options().memory_format(layout));
+  Maybe residual, shift;
+  if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
+  if (shift_) shift = shift_->expand({N, columns}).contiguous();
+  const int64_t area = down * across, count = N * area;
+  const Window window{C, H, W, height, width, down, across, step, padding};
+  const Output out{y.mutable_data_ptr<float>(), columns, pointer(bias), pointer(shift), pointer(residual), area};
+  const float* xp = x.const_data_ptr<float>();
+  const int64_t fit = kCache * at::get_num_threads() / depth;
+  const int64_t chunk = std::min(count, std::max(fit / kBlock, int64_t(1)) * kBlock);
+  Coarse rows(chunk, depth);
+  for (int64_t start = 0; start < count; start += chunk) {
+    const int64_t now = std::min(chunk, count - start);
+    at::parallel_for(0, now, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> patch(depth);
+      for (int64_t r = begin; r < end; r++) {
+        window.gather(xp, start + r, patch.data());
+        rows.set(r, patch.data());
+      }
+    });
+    product(rows.values.data(), start, now, packed.const_data_ptr<int32_t>(), quads, out, rows.finish(scale, sum));
   }
   return y;
 }
@@ -602,6 +799,15 @@ TORCH_LIBRARY(sfumato, library) {
   library.def(
       "convolution(Tensor x, Tensor packed, Tensor? bias, Tensor? shift, Tensor? residual, int columns, int height, "
       "int width, int step, int padding) -> Tensor");
+  library.def("pack_int8(Tensor weight) -> Tensor");
+  library.def(
+      "linear_int8(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, Tensor? residual, int columns) -> "
+      "Tensor");
+  library.def(
+      "geglu_int8(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, int columns) -> Tensor");
+  library.def(
+      "convolution_int8(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, Tensor? shift, "
+      "Tensor? residual, int columns, int height, int width, int step, int padding) -> Tensor");
   library.def("winograd(Tensor x, Tensor packed, Tensor? bias, Tensor? shift, Tensor? residual, int columns) -> Tensor");
   library.def("group_norm(Tensor x, int groups, Tensor weight, Tensor bias, float eps, bool silu) -> Tensor");
 }
@@ -613,6 +819,10 @@ TORCH_LIBRARY_IMPL(sfumato, CPU, library) {
   library.impl("linear", &linear);
   library.impl("geglu", &geglu);
   library.impl("convolution", &convolution);
+  library.impl("pack_int8", &pack_int8);
+  library.impl("linear_int8", &linear_int8);
+  library.impl("geglu_int8", &geglu_int8);
+  library.impl("convolution_int8", &convolution_int8);
   library.impl("winograd", &winograd);
   library.impl("group_norm", &group_norm);
 }

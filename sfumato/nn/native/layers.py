@@ -1,7 +1,8 @@
 """Stand-ins for ``sfumato.nn.layers`` whose weights are packed for the native kernels.
 
-Same call, same result to rounding, on float32 CPU tensors and without gradients. Each takes its weights from the layer
-it stands for and keeps them in its own order only, so it can neither be saved nor moved nor cast.
+Same call, same result to rounding (of ``sfumato.nn.int8`` where that is in the name), on float32 CPU tensors and
+without gradients. Each takes its weights from the layer it stands for and keeps them in its own order only, so it can
+neither be saved nor moved nor cast.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.errors import CheckpointError, SfumatoError
-from sfumato.nn import layers
+from sfumato.nn import int8, layers
 
 _ops = torch.ops.sfumato
 
@@ -35,7 +36,7 @@ class Packed(nn.Module):
         raise CheckpointError(f"A {type(self).__name__} holds packed weights: load the checkpoint before `pack`.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Packed":
-        probe = fn(self.packed.new_empty(1))
+        probe = fn(torch.empty(1))
         if probe.device.type != "cpu" or probe.dtype != torch.float32:
             raise SfumatoError(
                 f"A {type(self).__name__} works on the CPU in float32 only, not on {probe.device} in {probe.dtype}: "
@@ -126,4 +127,64 @@ class FusedGroupNorm(layers.GroupNorm):
         if x.dim() != 4:
             return super().forward(x, silu)
         y: Tensor = _ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu)
+        return y
+
+
+class PackedInt8(Packed):
+    """What packed layers of 8 bits keep: weights, and for each column its scale and the sum of its weights."""
+
+    scale: Tensor
+    sum: Tensor
+
+    def _keep_int8(self, layer: int8.Int8) -> None:
+        self._keep(_ops.pack_int8(layer.weight), layer.bias)
+        filled = (0, self.packed.shape[0] * self.packed.shape[2] - len(layer.weight))
+        self.register_buffer("scale", nn.functional.pad(layer.scale, filled), persistent=False)
+        sums = layer.weight.sum(dim=1, dtype=torch.int32)
+        self.register_buffer("sum", nn.functional.pad(sums, filled), persistent=False)
+
+
+class PackedInt8Linear(PackedInt8):
+    """``int8.Int8Linear``."""
+
+    def __init__(self, layer: int8.Int8Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._keep_int8(layer)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
+        y: Tensor = _ops.linear_int8(x, self.packed, self.scale, self.sum, self.bias, residual, self.out_features)
+        return y
+
+
+class PackedInt8GEGLU(PackedInt8):
+    """``int8.Int8GEGLU`` whose inner width is a multiple of 32."""
+
+    def __init__(self, layer: int8.Int8GEGLU) -> None:
+        super().__init__()
+        self.inner = layer.inner
+        self._keep_int8(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., inner]."""
+        y: Tensor = _ops.geglu_int8(x, self.packed, self.scale, self.sum, self.bias, self.inner)
+        return y
+
+
+class PackedInt8Conv2d(PackedInt8):
+    """``int8.Int8Conv2d``."""
+
+    def __init__(self, layer: int8.Int8Conv2d) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
+        self._shape = layer._shape
+        self._keep_int8(layer)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
+        y: Tensor = _ops.convolution_int8(
+            x, self.packed, self.scale, self.sum, self.bias, shift, residual, self.out_channels, *self._shape
+        )
         return y
