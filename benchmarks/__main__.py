@@ -6,6 +6,7 @@ from importlib import import_module
 TABLE = {
     "startup": "benchmarks.startup:main",
     "unet_step": "benchmarks.unet_step:main",
+    "dit_step": "benchmarks.dit_step:main",
     "decode": "benchmarks.decode:main",
     "load": "benchmarks.load:main",
     "picture": "benchmarks.picture:main",
