@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.core.errors import CheckpointError, ConfigError
 from sfumato.training.posthoc import exponent
+from sfumato.training.sharded import like
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Ema:
         if mine.keys() != tensors.keys():
             raise CheckpointError("The averaged weights of the checkpoint are of another network or another recipe.")
         for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(like(tensors[name], tensor))
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """What to draw with: the first average, or the network's own weights where nothing is averaged."""

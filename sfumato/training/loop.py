@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from sfumato.core import rng
 from sfumato.core.errors import ConfigError, NumericError, SfumatoError
 from sfumato.objectives.loss import Loss
+from sfumato.training import sharded
 from sfumato.training.ema import Ema
 from sfumato.training.journal import Journal
 from sfumato.training.order import Order, Place
 from sfumato.training.progress import progress
 from sfumato.training.recipe import MAY_CHANGE, TrainConfig
-from sfumato.training.state import Checkpoints, optimizer_tensors, refuse_changes, restore_optimizer
+from sfumato.training.state import Checkpoints, Snapshot, optimizer_tensors, refuse_changes, restore_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -32,12 +33,14 @@ class Stage(Protocol):
     Attributes:
         players: the networks that learn, by name; the first is averaged, scored and drawn with. Each is called as a
             module, so that several processes can share its gradients.
+        sharded: whether its weights may be shared out among processes (FSDP): nothing but calls touches them.
         rates: each player's learning rate as a share of the recipe's.
     """
 
     name: str
     players: dict[str, nn.Module]
     rates: dict[str, float]
+    sharded: bool
 
     def order(self, batch: int) -> Order:
         """What is shown when."""
@@ -97,6 +100,7 @@ def train(
         NumericError: a loss that is no number; names the step and the last good checkpoint.
         CapacityError, CheckpointError: a checkpoint could not be written.
     """
+    shared = sharded.asked() and stage.sharded
     accelerator = _accelerator(config)
     world, rank, first = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
     say = report if first else lambda text: None
@@ -108,13 +112,12 @@ def train(
         network.to(accelerator.device)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = {name: _optimizer(network, config) for name, network in stage.players.items()}
-    ema = Ema(stage.players[main], config.ema)
     store = Checkpoints(folder / "checkpoints", config.keep)
     start = 0
     if first:
         store.clean()
     accelerator.wait_for_everyone()
+    snapshot: Snapshot | None = None
     if store.steps():
         snapshot, damaged = store.load()
         for text in damaged:
@@ -124,6 +127,13 @@ def train(
         start = snapshot.step
         for name, network in stage.players.items():
             network.load_state_dict(snapshot.groups[name])
+    if shared:
+        for network in stage.players.values():
+            sharded.share_out(network, accelerator.device, world)
+    optimizers = {name: _optimizer(network, config) for name, network in stage.players.items()}
+    ema = Ema(stage.players[main], config.ema)
+    if snapshot is not None:
+        for name, network in stage.players.items():
             restore_optimizer(optimizers[name], network, snapshot.groups[f"{name}.optimizer"])
         ema.restore(snapshot.groups.get("ema", {}))
         if accelerator.scaler is not None and "scaler" in snapshot.progress:
@@ -137,7 +147,9 @@ def train(
 
     networks, prepared = {}, {}
     for name, network in stage.players.items():
-        networks[name], prepared[name] = accelerator.prepare(network, optimizers[name])
+        # Evaluation mode: mixed precision alone, without DDP around it.
+        networks[name] = accelerator.prepare_model(network, evaluation_mode=shared)
+        prepared[name] = accelerator.prepare_optimizer(optimizers[name])
     journal = Journal(folder, start, config.trackers, stage.name) if first else None
     shares = [(step, rank * config.accumulate + k) for step in range(start, config.steps)
               for k in range(config.accumulate)]  # fmt: skip
@@ -149,17 +161,19 @@ def train(
     told, began = start, time.monotonic()
 
     def save(step: int) -> None:
+        groups = {name: sharded.whole(network.state_dict()) for name, network in stage.players.items()}
+        for name, network in stage.players.items():
+            groups[f"{name}.optimizer"] = sharded.whole(optimizer_tensors(optimizers[name], network))
+        groups["ema"] = sharded.whole(ema.tensors())
+        weights = sharded.whole(ema.weights(stage.players[main]))
         if first:
             assert journal is not None
             journal.flush()
             progress: dict[str, Any] = {"recipe": recipe, "epoch": step / order.steps_per_epoch}
             if accelerator.scaler is not None:
                 progress["scaler"] = accelerator.scaler.state_dict()
-            groups = {name: dict(network.state_dict()) for name, network in stage.players.items()}
-            for name, network in stage.players.items():
-                groups[f"{name}.optimizer"] = optimizer_tensors(optimizers[name], network)
-            store.save(step, groups | {"ema": ema.tensors()}, progress, score)
-            stage.export(ema.weights(stage.players[main]), {"step": step, "steps": config.steps, "score": score})
+            store.save(step, groups, progress, score)
+            stage.export(weights, {"step": step, "steps": config.steps, "score": score})
         accelerator.wait_for_everyone()
 
     seen = first and sys.stderr.isatty()
@@ -183,7 +197,7 @@ def train(
                     group["lr"] = rate * stage.rates[name]
                 if config.clip_norm:
                     norm = accelerator.clip_grad_norm_(networks[name].parameters(), config.clip_norm)
-                    values[f"gradient.{name}"] = norm
+                    values[f"gradient.{name}"] = sharded.whole({"": norm})[""]
                 optimizer.step()
                 optimizer.zero_grad()
             ema.update(stage.players[main], step + 1)
@@ -216,9 +230,11 @@ def train(
             halted = _any(accelerator, stop)
             if done % config.save_every == 0 or done == config.steps or halted:
                 save(done)
-            if first and done < config.steps and config.sample_every and done % config.sample_every == 0:
-                stage.export(ema.weights(stage.players[main]), {"step": done, "steps": config.steps, "score": score})
-                _sample(stage, folder, done, say)
+            if done < config.steps and config.sample_every and done % config.sample_every == 0:
+                weights = sharded.whole(ema.weights(stage.players[main]))
+                if first:
+                    stage.export(weights, {"step": done, "steps": config.steps, "score": score})
+                    _sample(stage, folder, done, say)
             if halted and done < config.steps:
                 say(f"Stopped and saved at step {done:,}; the same command goes on from there.")
                 break
@@ -226,8 +242,10 @@ def train(
             done = config.steps
     if journal is not None:
         journal.close()
-    if start == config.steps and first:  # killed after its last checkpoint, perhaps before the model was put in place
-        stage.export(ema.weights(stage.players[main]), {"step": start, "steps": config.steps, "score": score})
+    if start == config.steps:  # killed after its last checkpoint, perhaps before the model was put in place
+        weights = sharded.whole(ema.weights(stage.players[main]))
+        if first:
+            stage.export(weights, {"step": start, "steps": config.steps, "score": score})
     if first and done == config.steps:
         _sample(stage, folder, done, say)
     return Outcome(done, done == config.steps)
@@ -248,11 +266,14 @@ def _accelerator(config: TrainConfig) -> Any:
     except ImportError:
         raise ConfigError("Training needs accelerate: pip install 'sfumato[train]'.") from None
     AcceleratorState._reset_state()  # of an earlier stage, which may have had another precision
-    made = Accelerator(mixed_precision=config.precision)
+    try:
+        made = Accelerator(mixed_precision=config.precision)
+    except ValueError as problem:
+        raise ConfigError(f"train.precision = {config.precision!r}: {problem} Use bf16, or no.") from None
     if made.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise ConfigError(
-            f"accelerate was asked for {made.distributed_type.value}; here each process keeps the whole network (DDP). "
-            "Launch with `accelerate launch --multi_gpu`, or on one process."
+            f"accelerate was asked for {made.distributed_type.value}; here each process keeps the whole network (DDP), "
+            "or its share of it (FSDP). Launch with `accelerate launch --multi_gpu` or `--use_fsdp`, or on one process."
         )
     return made
 

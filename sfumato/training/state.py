@@ -21,6 +21,7 @@ from sfumato.checkpoints.store import open_safetensors
 from sfumato.checkpoints.write import atomic_folder, save_file, save_json
 from sfumato.core.config import read_json
 from sfumato.core.errors import CheckpointError, ConfigError, SfumatoError
+from sfumato.training.sharded import like
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 
@@ -211,7 +212,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
             raise CheckpointError(f"The optimiser's state is of another network: there is no parameter {name!r} here.")
         # AdamW counts steps on the CPU, wherever its parameters are.
         device = "cpu" if key == "step" else parameters[name].device
-        optimizer.state[parameters[name]][key] = tensor.to(device)
+        optimizer.state[parameters[name]][key] = like(tensor.to(device), parameters[name])
 
 
 def refuse_changes(recipe: Mapping[str, Any], saved: Mapping[str, Any], may_change: frozenset[str]) -> None:

@@ -142,11 +142,12 @@ def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path: Path) -> 
         assert a["loss.two"] == pytest.approx(b["loss.two"], rel=1e-5)
 
 
-def together(folder: Path, changes: dict[str, Any], stop_at: int | None = None) -> None:
-    """Train the toy in two processes."""
+def together(folder: Path, changes: dict[str, Any], stop_at: int | None = None, fsdp: bool = False) -> None:
+    """Train the toy in two processes, as accelerate's launcher starts them."""
     context, port = forkserver(), free_port()
     ranks = [
-        context.Process(target=toy.rank, args=(number, 2, port, str(folder), changes, stop_at)) for number in range(2)
+        context.Process(target=toy.rank, args=(number, 2, port, str(folder), changes, stop_at, fsdp))
+        for number in range(2)
     ]
     for process in ranks:
         process.start()
@@ -163,6 +164,19 @@ def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
     together(tmp_path / "stopped", {})
     assert state(tmp_path / "stopped") == state(tmp_path / "whole")
     assert journal.read(tmp_path / "stopped/curves.jsonl") == journal.read(tmp_path / "whole/curves.jsonl")
+
+
+@pytest.mark.slow
+def test_a_network_shared_out_learns_as_a_whole_one_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    together(tmp_path / "whole", {"eval_every": 4}, fsdp=True)
+    together(tmp_path / "stopped", {"eval_every": 4}, stop_at=6, fsdp=True)
+    together(tmp_path / "stopped", {"eval_every": 4}, fsdp=True)
+    assert state(tmp_path / "stopped") == state(tmp_path / "whole")
+    go(tmp_path / "one", Plain(), accumulate=2, eval_every=4)
+    one, two = (Checkpoints(tmp_path / name / "checkpoints").load()[0].groups for name in ("one", "whole"))
+    for group, tensors in one.items():
+        for name, tensor in tensors.items():
+            assert torch.allclose(tensor, two[group][name], rtol=1e-4, atol=1e-6), f"{group}.{name}"
 
 
 class Plain(Toy):

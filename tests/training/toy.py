@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sfumato.objectives.loss import Loss
 from sfumato.training.ema import EmaConfig
@@ -22,6 +23,7 @@ class Toy:
     """Two players on vectors: one learns to sum, the other to judge it; dropout draws as well."""
 
     name = "toy"
+    sharded = True
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -89,12 +91,15 @@ def slow(folder: str, changes: dict[str, Any]) -> None:
     go(Path(folder), stage, **changes)
 
 
-def rank(number: int, world: int, port: int, folder: str, changes: dict[str, Any], stop_at: int | None = None) -> None:
+def rank(
+    number: int, world: int, port: int, folder: str, changes: dict[str, Any], stop_at: int | None = None,
+    fsdp: bool = False,
+) -> None:
     """One process of several; the last of them may be told to stop at a step."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": str(fsdp),
     }
     stage = Toy()
     for module in stage.players["one"].modules():
@@ -103,6 +108,7 @@ def rank(number: int, world: int, port: int, folder: str, changes: dict[str, Any
     if number == world - 1:
         stage.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == stop_at else None
     go(Path(folder), stage, **changes)
+    assert all(isinstance(p, DTensor) == fsdp for network in stage.players.values() for p in network.parameters())
 
 
 def free_port() -> int:

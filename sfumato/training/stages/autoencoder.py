@@ -63,6 +63,7 @@ class AutoencoderTraining:
     """The stage. Its model is the run folder's ``vae``."""
 
     name = "autoencoder"
+    sharded = False  # the judge is weighed by gradients at a weight
 
     def __init__(self, recipe: Recipe, material: Material, root: Path) -> None:
         assert recipe.autoencoder is not None

@@ -33,6 +33,7 @@ class ClipTraining:
     """The stage. It fills the run folder's ``tokenizer``, ``text_encoder`` and ``clip`` (both towers)."""
 
     name = "clip"
+    sharded = False  # its temperature is read outside a call
 
     def __init__(self, recipe: Recipe, material: Material, root: Path) -> None:
         assert recipe.clip is not None

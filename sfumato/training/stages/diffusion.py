@@ -69,6 +69,7 @@ class DiffusionTraining:
     """The stage. With it the run folder is a model: ``unet``, ``scheduler``, ``model_index.json`` beside the rest."""
 
     name = "diffusion"
+    sharded = True
 
     def __init__(self, recipe: Recipe, material: Material, root: Path) -> None:
         assert recipe.diffusion is not None
