@@ -87,13 +87,15 @@ class _Parts(torch.utils.data.Dataset[Batch]):
 
 def train(
     stage: Stage, config: TrainConfig, folder: Path, recipe: Mapping[str, Any], seed: int,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = print, measure: Callable[[int], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Train a stage to its last step, from its last checkpoint if there is one.
 
     Args:
         folder: where checkpoints, curves and samples go.
         recipe: as plain data; a run is only gone on with if it is the one it was started with.
+        measure: figures of what was exported last, for the curves, at a step; asked every ``config.metrics_every``
+            steps and at the end, in the one process that writes.
 
     Raises:
         ConfigError: another recipe than the run's, or a batch that cannot be shared out.
@@ -214,11 +216,16 @@ def train(
                 )
             done = step + 1
             tell(done, line[f"loss.{main}"])
-            if config.eval_every and done % config.eval_every == 0:
+            if _due(done, config.eval_every):
                 with ema.applied(stage.players[main]):
                     measured = stage.evaluate()
                 score = measured.get("loss", score)
                 line |= {f"held_out.{key}": value for key, value in measured.items()}
+            if measure is not None and (done == config.steps or _due(done, config.metrics_every)):
+                weights = sharded.whole(ema.weights(stage.players[main]))
+                if first:
+                    stage.export(weights, {"step": done, "steps": config.steps, "score": score})
+                    line |= measure(done)
             if journal is not None:
                 journal.write(step, line | {"rate": rate})
             if done % config.log_every == 0 or done == config.steps:
@@ -230,7 +237,7 @@ def train(
             halted = _any(accelerator, stop)
             if done % config.save_every == 0 or done == config.steps or halted:
                 save(done)
-            if done < config.steps and config.sample_every and done % config.sample_every == 0:
+            if done < config.steps and _due(done, config.sample_every):
                 weights = sharded.whole(ema.weights(stage.players[main]))
                 if first:
                     stage.export(weights, {"step": done, "steps": config.steps, "score": score})
@@ -249,6 +256,11 @@ def train(
     if first and done == config.steps:
         _sample(stage, folder, done, say)
     return Outcome(done, done == config.steps)
+
+
+def _due(done: int, every: int) -> bool:
+    """Whether ``done`` steps are a multiple of ``every``; of 0 nothing is."""
+    return every > 0 and done % every == 0
 
 
 def _sample(stage: Stage, folder: Path, step: int, say: Callable[[str], None]) -> None:

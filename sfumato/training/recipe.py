@@ -75,17 +75,25 @@ class TrainConfig:
     log_every: Annotated[int, "steps between lines on the terminal"] = 50
     eval_every: Annotated[int, "steps between losses on held-out data; 0: never"] = 0
     sample_every: Annotated[int, "steps between pictures drawn for the eye; 0: only at the end"] = 0
+    metrics: Annotated[tuple[str, ...], "what `sfumato eval` measures of it, and its curves show; see there"] = ()
+    metrics_every: Annotated[int, "steps between these; 0: only at the end"] = 0
+    metrics_pictures: Annotated[int, "captions drawn for them"] = 50
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], "who draws the curves"] = (
         "tensorboard",
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every"):
+        for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every", "metrics_pictures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1.")
+        if self.metrics_every and not self.metrics:
+            raise ConfigError(f"metrics_every = {self.metrics_every}, but metrics names nothing to measure.")
 
 
-MAY_CHANGE = ("workers", "save_every", "keep", "log_every", "sample_every", "trackers", "gradient_checkpointing")
+MAY_CHANGE = (
+    "workers", "save_every", "keep", "log_every", "sample_every", "metrics", "metrics_every", "metrics_pictures",
+    "trackers", "gradient_checkpointing",
+)
 """Settings of ``TrainConfig`` on which no weight depends: a run may be resumed with others."""
 
 

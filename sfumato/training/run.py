@@ -8,12 +8,17 @@ from sfumato.checkpoints.hub import push
 from sfumato.checkpoints.write import atomic_file
 from sfumato.core.config import to_dict
 from sfumato.core.errors import ConfigError
+from sfumato.training.evaluate.during import measuring
+from sfumato.training.evaluate.report import check_names
 from sfumato.training.export import put_card
 from sfumato.training.journal import read
 from sfumato.training.loop import train
 from sfumato.training.material import Material
 from sfumato.training.recipe import Recipe, to_toml
 from sfumato.training.stages import STAGES
+
+SHOWN = ("loss", "held_out", "metrics")
+"""What the model card says of a stage: how these curves end."""
 
 
 def run(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> bool:
@@ -41,6 +46,8 @@ def run(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> boo
         with atomic_file(out / "recipe.toml") as file:
             file.write(to_toml(data).encode())
     facts: dict[str, Any] = {"data": recipe.data.where, "resolution": recipe.data.resolution, "seed": recipe.seed}
+    for name in recipe.stages:
+        check_names(getattr(recipe, name).train.metrics)
     with state.main_process_first():
         material = Material(recipe.data, recipe.seed, say)
     facts |= {"pictures": len(material.training), "pictures held out": len(material.held_out)}
@@ -49,12 +56,13 @@ def run(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> boo
             stage = STAGES.get(name)(recipe, material, out)
         folder = out / "training" / name
         mine = {"seed": recipe.seed, "data": data["data"], name: data[name]}
-        outcome = train(stage, getattr(recipe, name).train, folder, mine, recipe.seed, report)
+        measure = measuring(recipe, name, material, out, say)
+        outcome = train(stage, getattr(recipe, name).train, folder, mine, recipe.seed, report, measure)
         facts[f"{name}: steps"] = outcome.step
         if state.is_main_process:
             lines = read(folder / "curves.jsonl")
             last = lines[-1] if lines else {}
-            facts |= {f"{name}: {key}": value for key, value in last.items() if key.startswith(("loss", "held_out"))}
+            facts |= {f"{name}: {key}": value for key, value in last.items() if key.startswith(SHOWN)}
             put_card(out, recipe.name, facts, to_toml(data))
         if not outcome.finished:
             return False

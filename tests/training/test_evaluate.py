@@ -12,20 +12,22 @@ from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.write import save_file
 from sfumato.cli import main
 from sfumato.core.config import to_dict
-from sfumato.core.errors import CheckpointError
+from sfumato.core.errors import CheckpointError, ConfigError
 from sfumato.core.request import Request
 from sfumato.families.load import open_model
 from sfumato.models.perceptual import Perceptual, Vgg16
 from sfumato.tasks.picture import Picture
 from sfumato.tasks.text_to_image import text_to_image
-from sfumato.training import shapes
+from sfumato.training import journal, shapes
 from sfumato.training.evaluate.clip_folder import ClipFolder
 from sfumato.training.evaluate.drawing import draw
 from sfumato.training.evaluate.measures import MEASURES
+from sfumato.training.evaluate.report import numbers
 from sfumato.training.evaluate.scoring import check_all
 from sfumato.training.evaluate.subject import EvaluateConfig, Subject
-from sfumato.training.recipe import to_toml
-from tests.training.test_stages import CLIP, CODER, TRAIN, UNET, recipe
+from sfumato.training.recipe import TrainConfig, to_toml
+from sfumato.training.run import run
+from tests.training.test_stages import CLIP, CODER, TEXT, TRAIN, UNET, recipe
 
 SHORT = ["--steps", "1", "--pictures", "6", "--sweep", "ddim:1,ddim:2,dpmpp_2m:2"]
 
@@ -68,6 +70,42 @@ def test_a_run_is_measured_with_what_it_has(folder: Path, capsys: pytest.Capture
     assert found["shapes"]["of_real_pictures"]["colour"] > 0.9
     assert found["drawn"]["kid"] != 0
     assert Image.open(written / "shapes.png").size == (20 * 18, 18)
+
+
+def test_a_run_is_measured_while_it_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes.write(tmp_path / "shapes", 24, 16)
+
+    def train(name: str, **metrics: Any) -> list[dict[str, Any]]:
+        told = {"coder": {"metrics": ["reconstruction"]}, "unet": {"metrics": ["shapes", "retrieval"]}}
+        coder, unet = ({**TRAIN, "steps": 4, **(told[n] | metrics if metrics else {})} for n in told)
+        whole = recipe(
+            tmp_path / "shapes", data={"held_out": 0.3}, autoencoder={"model": CODER, "train": coder},
+            diffusion={"unet": UNET, "text": TEXT, "vocab_size": 530, "sample_steps": 1, "train": unet},
+        )
+        (tmp_path / f"{name}.toml").write_text(to_toml(to_dict(whole)))
+        assert main(["train", str(tmp_path / f"{name}.toml"), "-o", str(tmp_path / name)]) == 0
+        return journal.read(tmp_path / name / "training/diffusion/curves.jsonl")
+
+    plain, measured = train("plain"), train("run", metrics_every=2, metrics_pictures=6)
+    assert "No retrieval of step 2" in capsys.readouterr().out  # which this run has no CLIP for
+    assert [sorted(key for key in line if "shapes.colour" in key) for line in measured] == [
+        [], ["metrics.shapes.colour"], [], ["metrics.shapes.colour"],
+    ]
+    without = [{key: value for key, value in line.items() if "metrics" not in key} for line in measured]
+    assert without == plain  # bit for bit: to be measured changes nothing
+    arguments = ["eval", str(tmp_path / "run"), "--pictures", "6", "--steps", "1", "--measures"]
+    for stage, name in (("autoencoder", "reconstruction"), ("diffusion", "shapes")):
+        figures = numbers(read(tmp_path / "run/training" / stage / "metrics/00000004", name))
+        assert main([*arguments, name, "-o", str(tmp_path / "eval")]) == 0
+        again = numbers(read(tmp_path / "eval", name))
+        assert figures | {"seconds": 0.0} == again | {"seconds": 0.0}
+        last = journal.read(tmp_path / "run/training" / stage / "curves.jsonl")[-1]
+        assert last[f"metrics.{name}.pictures" if stage == "autoencoder" else f"metrics.{name}.captions"] > 0
+    assert "metrics.reconstruction.psnr" in (tmp_path / "run/README.md").read_text()
+    with pytest.raises(ConfigError, match="'recall'"):
+        run(recipe(tmp_path, autoencoder={"model": CODER, "train": {**TRAIN, "metrics": ["recall"]}}), tmp_path / "no")
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        TrainConfig(metrics_every=5)
 
 
 def test_the_sweep_is_a_table_and_a_plot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,9 +25,8 @@ def evaluate(subject: Subject, names: Sequence[str] = (), folder: Path | None = 
     Raises:
         ConfigError: a name that is not known, or a measure for which a part is missing; nothing was measured.
     """
+    check_names(names)
     for name in names:
-        if name not in MEASURES:
-            raise ConfigError(f"There is no measure {name!r}{nearest(name, MEASURES)}")
         if not MEASURES[name].possible(subject):
             raise ConfigError(f"{name} needs {MEASURES[name].needs}; {subject.root} with this data has not.")
     wanted = list(names) or [name for name in USUAL if MEASURES[name].possible(subject)]
@@ -44,6 +43,24 @@ def evaluate(subject: Subject, names: Sequence[str] = (), folder: Path | None = 
         save_json(folder / f"{name}.json", {"measure": name, **figures, **told})
         found[name] = figures
         subject.report(f"{name}: " + "  ".join(words(figures)))
+    return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that are no measures (ConfigError)."""
+    for name in names:
+        if name not in MEASURES:
+            raise ConfigError(f"There is no measure {name!r}{nearest(name, MEASURES)}")
+
+
+def numbers(figures: Figures, prefix: str = "") -> dict[str, float]:
+    """The numbers among figures; those of tables inside under dotted names."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{name}"] = float(value)
     return found
 
 

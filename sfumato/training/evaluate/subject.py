@@ -70,6 +70,10 @@ class Features(Protocol):
 class Subject:
     """See above.
 
+    Args:
+        data: what to measure on; the run's own data set unless given.
+        material: the same, opened already, without buckets.
+
     Attributes:
         material: the data set, with the same pictures held out as in training.
 
@@ -79,9 +83,12 @@ class Subject:
 
     def __init__(
         self, root: Path, config: EvaluateConfig, data: DataConfig | None = None,
-        report: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None, material: Material | None = None,
     ) -> None:
         self.root, self.config, self.report = root, config, report
+        if material is not None:
+            self.seed, self.material = material.seed, material
+            return
         self.seed = 0
         if (root / "recipe.toml").is_file():
             recipe = recipes.load(root / "recipe.toml")
