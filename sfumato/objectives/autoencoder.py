@@ -29,7 +29,7 @@ class AutoencoderLossConfig:
 
     l1: Annotated[float, "of the mean absolute error"] = 1.0
     l2: Annotated[float, "of the mean squared error"] = 0.0
-    perceptual: Annotated[float, "of the distance between the features of a given network (LPIPS)"] = 0.0
+    perceptual: Annotated[float, "of the distance in a network's states, see autoencoder.perceptual_weights"] = 0.0
     kl: Annotated[float, "of the latents' divergence from a standard normal, in nats a value of the picture"] = 1e-6
     commitment: Annotated[float, "VQ: how firmly the encoder is held to the code book"] = 0.25
     adversarial: Annotated[float, "of the discriminator's judgement"] = 0.0

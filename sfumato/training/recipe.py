@@ -112,7 +112,7 @@ class AutoencoderStage:
         float | None, "of the latents at the start, which noise of variance 1 would hide; -6 is quicker; None: about 0",
     ] = None
     flip: Annotated[float | None, "0 to 1: in place of data.framing's, which may have to spare left and right"] = None
-    perceptual_weights: Annotated[Path | None, "VGG-16 and LPIPS weights in one safetensors file"] = None
+    perceptual_weights: Annotated[Path | None, "VGG-16's and LPIPS's, a file; or a CLIP's folder"] = None
     train: Annotated[TrainConfig, "how"] = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

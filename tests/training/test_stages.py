@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import sfumato
@@ -16,6 +17,7 @@ from sfumato.cli import main
 from sfumato.core.config import from_dict, to_dict
 from sfumato.core.errors import ConfigError, DataError
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
+from sfumato.models.clip_vision import preprocess
 from sfumato.models.dit import DITS
 from sfumato.models.perceptual import Perceptual, Vgg16
 from sfumato.models.unet import UNetConfig
@@ -23,6 +25,7 @@ from sfumato.sampling.diffusers_config import from_diffusers
 from sfumato.training import journal, shapes
 from sfumato.training import material as materials
 from sfumato.training import run as runs
+from sfumato.training.evaluate.clip_folder import ClipFolder
 from sfumato.training.framing import Framing
 from sfumato.training.material import Material
 from sfumato.training.order import Place
@@ -385,6 +388,34 @@ def test_lpips_weights_are_loaded_and_used(pictures: Path, tmp_path: Path) -> No
     without = recipe(pictures, autoencoder=tables)
     with pytest.raises(ConfigError, match="perceptual_weights"):
         AutoencoderTraining(without, Material(without.data, 0), tmp_path)
+
+
+def test_a_clip_trained_here_tells_how_pictures_look(model: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = recipe(pictures, autoencoder={
+        "model": CODER, "loss": {"perceptual": 1.0, "l1": 0.0}, "perceptual_weights": str(model / "clip"),
+    })  # fmt: skip
+    stage = AutoencoderTraining(whole, Material(whole.data, 0), tmp_path)
+    ((_, loss),) = stage.losses(stage.players, stage.load(stage.order(4).places(0)), 0)
+    torch.autograd.backward(loss.total)
+    weight = stage.network.net.decoder.conv_out.weight
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
+    distance = stage.distance
+    assert distance is not None
+    assert not any(p.requires_grad for p in distance.parameters())
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    near, far = distance(x, x + 0.01 * torch.randn_like(x)), distance(x, -x)
+    assert (near > 0).all()
+    assert (near < 0.1 * far).all()
+    assert torch.equal(distance(x, x), torch.zeros(2))
+    wide = torch.rand(1, 3, 16, 48) * 2 - 1
+    other = wide.clone()
+    other[..., -4:] *= -1  # no part of a picture goes unseen
+    assert distance(wide, other) > 0
+    # The patches' states of CLIP's own tower, compared position by position.
+    tower = ClipFolder(model / "clip", torch.device("cpu")).network.vision_model
+    a, b = (F.normalize(tower(preprocess(y, 16)).hidden[1][:, 1:], dim=-1) for y in (x, -x))
+    assert torch.allclose(far, (a - b).square().mean((1, 2)), atol=1e-6)
 
 
 def test_curves_are_drawn_by_tensorboard(tmp_path: Path) -> None:

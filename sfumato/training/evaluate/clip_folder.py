@@ -22,6 +22,29 @@ TOWERS = {"text_config": "CLIPTextModel", "vision_config": "CLIPVisionModelWithP
 BATCH = 64
 
 
+def open_clip(folder: Path, device: torch.device) -> Clip:
+    """The networks alone, in float32.
+
+    Raises:
+        CheckpointError: the folder holds no whole CLIP.
+    """
+    try:
+        settings = read_json(folder / "config.json")
+    except ConfigError as problem:
+        raise CheckpointError(str(problem)) from None
+    if not all(isinstance(settings.get(name), dict) for name in TOWERS):
+        raise CheckpointError(f"{folder} holds no CLIP with both towers (text_config and vision_config).")
+    where = str(folder / "config.json")
+    towers = {
+        name: read_config(kind, {k: v for k, v in settings[name].items() if k != "with_projection"}, where)
+        for name, kind in TOWERS.items()
+    }
+    config = ClipConfig(**towers, projection_dim=settings.get("projection_dim", ClipConfig.projection_dim))
+    tensors = open_weights(folder, "CLIPVisionModelWithProjection").tensors
+    kept = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(IGNORED_BUFFERS, name)}
+    return load_into(lambda: Clip(config), kept, str(folder), dtype=torch.float32, device=device)
+
+
 class ClipFolder:
     """Texts and pictures to vectors of one space. The tokenizer lies in the folder, or beside it as in a model folder.
 
@@ -31,21 +54,8 @@ class ClipFolder:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder, self.device = folder, device
-        try:
-            settings = read_json(folder / "config.json")
-        except ConfigError as problem:
-            raise CheckpointError(str(problem)) from None
-        if not all(isinstance(settings.get(name), dict) for name in TOWERS):
-            raise CheckpointError(f"{folder} holds no CLIP with both towers (text_config and vision_config).")
-        where = str(folder / "config.json")
-        towers = {
-            name: read_config(kind, {k: v for k, v in settings[name].items() if k != "with_projection"}, where)
-            for name, kind in TOWERS.items()
-        }
-        config = ClipConfig(**towers, projection_dim=settings.get("projection_dim", ClipConfig.projection_dim))
-        tensors = open_weights(folder, "CLIPVisionModelWithProjection").tensors
-        kept = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(IGNORED_BUFFERS, name)}
-        self.network: Clip = load_into(lambda: Clip(config), kept, str(folder), dtype=torch.float32, device=device)
+        self.network = open_clip(folder, device)
+        config = self.network.config
         self.tokenizer = tokenizers.load(folder if (folder / "vocab.json").is_file() else folder.parent / "tokenizer")
         if len(self.tokenizer) > config.text_config.vocab_size:
             raise CheckpointError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sfumato.core.errors import ConfigError
+from sfumato.models.perceptual import Vgg16
 from sfumato.training.evaluate.captions import choose, numbered
 from sfumato.training.evaluate.captions import read as read_captions
 from sfumato.training.evaluate.distributions import distances
@@ -22,7 +23,7 @@ Figures = dict[str, Any]
 
 
 def reconstruction(subject: Subject, folder: Path) -> Figures:
-    """Held-out pictures through the autoencoder and back: means of PSNR (dB), SSIM and, with weights, LPIPS."""
+    """Held-out pictures through the autoencoder and back: PSNR (dB), SSIM and, with weights, LPIPS."""
     items = subject.material.held_out or subject.material.training
     totals: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
     for start in range(0, len(items), 64):
@@ -33,7 +34,8 @@ def reconstruction(subject: Subject, folder: Path) -> Figures:
         if subject.perceptual is not None:
             with torch.inference_mode():
                 pair = (to_network(x.to(subject.device)) for x in (before, after))
-                totals.setdefault("lpips", []).append(subject.perceptual(*pair).cpu())
+                name = "lpips" if isinstance(subject.perceptual.net, Vgg16) else "clip_distance"
+                totals.setdefault(name, []).append(subject.perceptual(*pair).cpu())
     means = {name: torch.cat(parts).mean().item() for name, parts in totals.items()}
     return {**means, "pictures": len(items), "held_out": bool(subject.material.held_out)}
 

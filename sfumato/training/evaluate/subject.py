@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints.diffusers import read_part
-from sfumato.checkpoints.lazy import Lazy
-from sfumato.checkpoints.load import load_into
-from sfumato.checkpoints.store import open_file
 from sfumato.core import rng
 from sfumato.core.errors import ConfigError, DataError
 from sfumato.core.request import Request
@@ -20,7 +17,7 @@ from sfumato.engine.decode import to_pixels
 from sfumato.engine.ready import make_ready
 from sfumato.families.load import open_model, pick_device
 from sfumato.families.types import Model
-from sfumato.models.perceptual import Perceptual, Vgg16
+from sfumato.models.perceptual import Perceptual
 from sfumato.text.prompt import escape
 from sfumato.training import recipe as recipes
 from sfumato.training import shapes
@@ -28,6 +25,7 @@ from sfumato.training.evaluate.clip_folder import ClipFolder
 from sfumato.training.evaluate.drawing import draw
 from sfumato.training.framing import to_network
 from sfumato.training.material import Material
+from sfumato.training.perceptual import open_perceptual
 from sfumato.training.recipe import DataConfig
 
 MOST = 10_000
@@ -44,7 +42,7 @@ class EvaluateConfig:
     cfg_scale: Annotated[float, "classifier-free guidance"] = 4.0
     seed: Annotated[int, "of the first picture; the nearest-neighbour test draws all with this one"] = 0
     clip: Annotated[Path | None, "folder of a CLIP with both towers; the run's own unless given"] = None
-    perceptual_weights: Annotated[Path | None, "VGG-16 and LPIPS weights in one safetensors file, for LPIPS"] = None
+    perceptual_weights: Annotated[Path | None, "VGG-16's and LPIPS's, for LPIPS; or a CLIP's folder"] = None
     captions: Annotated[Path | None, "what the nearest-neighbour test draws, one a line; # begins a comment"] = None
     sweep: Annotated[tuple[str, ...], "sampler:steps of the sweep"] = (
         "ddpm:1000", "ddpm:250", "ddim:20", "ddim:50", "ddim:100", "dpmpp_2m:10", "dpmpp_2m:20", "unipc:10", "unipc:20",
@@ -133,14 +131,9 @@ class Subject:
 
     @cached_property
     def perceptual(self) -> Perceptual | None:
-        """LPIPS, where its weights were named."""
-        if self.config.perceptual_weights is None:
-            return None
-        tensors: dict[str, Lazy] = {}
-        for name, tensor in open_file(self.config.perceptual_weights).tensors.items():
-            if "classifier" not in name:
-                tensors[f"net.{name}" if name.startswith("features.") else name] = tensor
-        return load_into(lambda: Perceptual(Vgg16()), tensors, str(self.config.perceptual_weights), device=self.device)
+        """LPIPS, or the distance in a CLIP's states, where weights were named."""
+        weights = self.config.perceptual_weights
+        return None if weights is None else open_perceptual(weights, self.device)
 
     def pixels(self, items: Sequence[int]) -> Tensor:
         """[N, 3, H, W] uint8, cropped at the centre and not flipped."""

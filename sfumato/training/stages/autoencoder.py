@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.checkpoints.load import load_into
-from sfumato.checkpoints.store import open_file
 from sfumato.core.errors import ConfigError
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.discriminator import Discriminator
 from sfumato.models.latents import Gaussian
-from sfumato.models.perceptual import Perceptual, Vgg16
+from sfumato.models.perceptual import Perceptual
 from sfumato.models.vq_autoencoder import VQAutoencoder
 from sfumato.objectives.autoencoder import adversarial, discrimination, reconstruction
 from sfumato.objectives.loss import Loss
@@ -26,6 +24,7 @@ from sfumato.training.grid import save_grid
 from sfumato.training.loop import Batch
 from sfumato.training.material import Material
 from sfumato.training.order import Order, Place, normals
+from sfumato.training.perceptual import open_perceptual
 from sfumato.training.recipe import AutoencoderStage, Recipe
 
 MEASURED = 512
@@ -97,7 +96,9 @@ class AutoencoderTraining:
             self.rates["discriminator"] = self.config.discriminator_rate
         self.distance: Perceptual | None = None
         if self.config.loss.perceptual:
-            self.distance = _perceptual(self.config.perceptual_weights)
+            if self.config.perceptual_weights is None:
+                raise ConfigError("loss.perceptual is not 0: name its weights with autoencoder.perceptual_weights.")
+            self.distance = open_perceptual(self.config.perceptual_weights, torch.device("cpu"))
 
     def order(self, batch: int) -> Order:
         return self.material.order(batch)
@@ -229,17 +230,3 @@ def begin_linear(net: Autoencoder, pictures: Sequence[Tensor]) -> None:
             assert mix.bias is not None
             nn.init.dirac_(mix.weight)
             mix.bias[:channels] = 0.0
-
-
-def _perceptual(weights: Path | None) -> Perceptual:
-    """LPIPS with the given weights.
-
-    Raises:
-        ConfigError: there are none. CheckpointError: they do not fit.
-    """
-    if weights is None:
-        raise ConfigError("loss.perceptual is not 0: name its weights with autoencoder.perceptual_weights.")
-    tensors = open_file(weights).tensors
-    # Published files of VGG-16 hold its classifier too, which nothing here asks.
-    found = {f"net.{n}" if n.startswith("features.") else n: t for n, t in tensors.items() if "classifier" not in n}
-    return load_into(lambda: Perceptual(Vgg16()), found, str(weights)).requires_grad_(False)
