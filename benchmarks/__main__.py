@@ -13,6 +13,8 @@ TABLE = {
     "training_step": "benchmarks.training_step:main",
     "kernels": "benchmarks.kernels:main",
     "memory": "benchmarks.memory:main",
+    "lossy": "benchmarks.lossy:main",
+    "requests": "benchmarks.requests:main",
 }
 
 if __name__ == "__main__":

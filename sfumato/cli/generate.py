@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,6 +20,7 @@ class Generate:
     request: Request
     loading: Loading
     output: Annotated[Path | None, "file to save as, or folder to save into; out/SEED-WORDS.png unless given"] = None
+    fast: Annotated[bool, "short for --lossy fast: faster, and not the same; what that costs is in the notes"] = False
     grid: Annotated[bool, "save one more picture that shows them all"] = False
     preview: Annotated[Path | None, "picture file that shows, after each step, what is coming"] = None
     json: Annotated[bool, "print what was made as JSON"] = False
@@ -33,10 +34,11 @@ class Generate:
 
     def run(self) -> int:
         folder, name = naming.destination(self.output)
+        request = replace(self.request, lossy=(*self.request.lossy, "fast")) if self.fast else self.request
         pipeline = self.loading.open()
         with bar("drawing", shown=not self.quiet and sys.stderr.isatty()) as advance:
             on_step = advance if self.preview is None else showing(self.preview, pipeline, advance)
-            result = pipeline(self.request, on_step=on_step)
+            result = pipeline(request, on_step=on_step)
 
         made = []
         for i, picture in enumerate(result.pictures):

@@ -3,6 +3,7 @@
 import torch
 
 from sfumato.core.errors import ConfigError
+from sfumato.engine import lossy
 from sfumato.engine.pack import BALANCED, FAST, Packing, pack
 from sfumato.families.types import TINY, Model
 
@@ -33,7 +34,7 @@ def make_ready(model: Model, int8: bool = False) -> None:
     ]
     if count := done[0].int8:
         model.opened = {**model.opened, "quantize": "int8"}  # a picture's recipe tells it
-        model.notes.append(f"Multiplied in 8 bits in {count} layers of the denoiser: lossy.")
+        model.notes.append(f"Multiplied in 8 bits in {count} layers of the denoiser: lossy. {lossy.costs(['int8'])}")
     if why := next((packing.why for packing in done if packing.why), ""):
         model.notes.append(f"Without native kernels, so slower: {why}.")
     else:

@@ -73,6 +73,11 @@ def test_flags_become_the_request(fake: Fake) -> None:
     )  # fmt: skip
 
 
+def test_fast_comes_after_the_lossy_modes_that_are_named(fake: Fake) -> None:
+    assert main(["x", "-m", "m", "--fast", "--lossy", "deepcache:4"]) == 0
+    assert fake.request == Request(prompt="x", lossy=("deepcache:4", "fast"))
+
+
 def test_loading_flags_reach_load(fake: Fake) -> None:
     assert main(["x", "-m", "m", "--vae", "v", "--variant", "fp16", "--device", "cpu", "--dtype", "bfloat16"]) == 0
     given = {k: v for k, v in fake.loaded.items() if v is not None}

@@ -74,20 +74,28 @@ def notes(modes: "Sequence[Lossy]") -> list[str]:
     """What the caller ought to know of a picture that was drawn so: what was done, and what it was measured to cost."""
     if not modes:
         return []
-    known, together = measured(), ",".join(map(str, modes))
     said = f"Lossy, as asked for: {'; '.join(f'{mode} ({mode.title})' for mode in modes)}."
-    costs = [
-        f"{what}: {known['modes'][what]['psnr']:.1f} dB PSNR to the exact picture, "
-        f"{known['modes'][what]['faster']:.2f} times faster"
-        for what in ([together] if together in known["modes"] else map(str, modes)) if what in known["modes"]
+    together = ",".join(map(str, modes))
+    return [f"{said} {costs([together] if together in measured()['modes'] else [*map(str, modes)])}"]
+
+
+def costs(names: Sequence[str]) -> str:
+    """What was measured of modes, by their names with all values, in a sentence."""
+    known = measured()
+    found = [
+        f"{name}: {known['modes'][name]['psnr']:.1f} dB PSNR to the exact picture, "
+        f"{known['modes'][name]['faster']:.2f} times faster"
+        for name in names if name in known["modes"]
     ]
-    where = f" Measured on {known['on']}: {'; '.join(costs)}." if costs else " Never measured with these values."
-    return [said + where]
+    return f"Measured on {known['on']}: {'; '.join(found)}." if found else "Never measured with these values."
 
 
 @cache
 def measured() -> dict[str, Any]:
-    """What ``python -m benchmarks.lossy`` wrote: ``on`` which model, and by modes what they gain and cost."""
+    """What ``python -m benchmarks.lossy`` wrote: ``on`` which model, and by modes what they gain and cost.
+
+    ``int8`` stands among the modes; it is one of the model (``quantize``).
+    """
     text = resources.files("sfumato.engine.lossy").joinpath("measured.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found

@@ -10,6 +10,7 @@ import pytest
 import sfumato
 from sfumato.core.errors import CheckpointError, RequestError
 from sfumato.core.request import Request
+from sfumato.engine import lossy
 from sfumato.engine.lossy import FAST, LOSSY, mode_of
 from sfumato.engine.rates import Rates
 from sfumato.engine.residence import USUAL
@@ -44,6 +45,21 @@ def test_a_mode_changes_the_picture_and_says_so(pipe: Pipeline, name: str) -> No
     [note] = [note for note in result.notes if note.startswith("Lossy")]
     assert all(mode.title in note for mode in modes)
     assert not any(note.startswith("Lossy") for note in pipe("a red apple", **ASKED).notes)
+
+
+def test_what_was_measured_of_a_combination_stands_before_what_was_measured_of_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = [mode_of("deepcache:3"), mode_of("interval:0:5")]
+    parts = {"deepcache:3:2": {"psnr": 25.04, "faster": 2.0}}
+    known: dict[str, Any] = {"on": "a model", "modes": parts}
+    monkeypatch.setattr(lossy, "measured", lambda: known)
+    assert lossy.notes(both)[0].endswith(
+        " Measured on a model: deepcache:3:2: 25.0 dB PSNR to the exact picture, 2.00 times faster."
+    )
+    known["modes"] = {**parts, "deepcache:3:2,interval:0:5": {"psnr": 20.0, "faster": 3.0}}
+    assert " Measured on a model: deepcache:3:2,interval:0:5: 20.0 dB" in lossy.notes(both)[0]
+    assert lossy.notes(both[1:])[0].endswith(" Never measured with these values.")
 
 
 @pytest.mark.parametrize("modes", [("deepcache:2:1",), ("token_merging:0.25",), ("fast", "token_merging")])

@@ -1,0 +1,96 @@
+"""What each lossy mode gains and costs on sfumato's own model: seconds and PSNR beside the exact picture.
+
+``python -m benchmarks.lossy --model FOLDER --vae-tiny FOLDER --prompts N``. A turn is one prompt, drawn exactly and in
+each mode, at the model's default steps and guidance. What is found goes to ``benchmarks/results`` and to
+``sfumato/engine/lossy/measured.json``, which the notes of lossy pictures quote; a run of fewer prompts keeps nothing.
+"""
+
+import argparse
+import json
+from functools import partial
+from math import inf
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sfumato
+from benchmarks.harness import Measured, Row, machine, report, table, turn
+from benchmarks.shipped import MODEL, PROMPTS, shown
+from sfumato.engine import lossy
+from sfumato.engine.allocator import keep_freed_memory
+from sfumato.training.evaluate.likeness import psnr
+
+KEPT = Path(lossy.__file__).with_name("measured.json")
+INT8 = "int8"
+"""Not a mode of a request but a way to open the model (``quantize``), measured beside them."""
+
+
+def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PROMPTS)) -> None:
+    keep_freed_memory()
+    plain = sfumato.load(model, device="cpu", vae_tiny=vae_tiny)
+    coarse = sfumato.load(model, device="cpu", quantize="int8")
+    about = machine()
+
+    subjects: dict[str, tuple[Any, tuple[str, ...]]] = {"exact": (plain, ())}
+    for name in lossy.LOSSY:
+        mode = lossy.mode_of(name)
+        if why := mode.unfit(plain.model):
+            print(f"{name} is left out: {why}.")
+        else:
+            subjects[str(mode)] = (plain, (name,))
+    fast = ",".join(map(str, lossy.read(("fast",), plain.model)))
+    subjects |= {fast: (plain, ("fast",)), INT8: (coarse, ())}
+
+    def draw(label: str, seed: int) -> Tensor:
+        pipe, modes = subjects[label]
+        return torch.from_numpy(pipe(PROMPTS[seed], seed=seed, lossy=modes).pictures[0].pixels)
+
+    for label in subjects:
+        draw(label, 0)
+    measured = {label: Measured() for label in subjects}
+    drawn: dict[str, list[Tensor]] = {label: [] for label in subjects}
+    for seed in range(prompts):
+        for label in subjects:
+            found = turn(partial(draw, label, seed), keep=True)
+            assert found.output is not None
+            drawn[label].append(found.output)
+            measured[label].seconds.append(found.seconds)
+            measured[label].processor.append(found.processor)
+            measured[label].memory = max(measured[label].memory, found.memory)
+    pictures = {label: torch.stack(some) for label, some in drawn.items()}  # [N, H, W, 3]
+    exact = pictures["exact"]
+    quality = {label: psnr(exact, made).tolist() for label, made in pictures.items() if label != "exact"}
+    for label, found_psnr in [*quality.items()]:
+        if min(found_psnr) == inf:
+            print(f"{label} is left out: it changes nothing in this model.")
+            del quality[label], measured[label]
+
+    settled = plain(PROMPTS[0], seed=0).pictures[0].recipe["request"]
+    size = f"{settled['width']} x {settled['height']}, {settled['steps']} steps, guidance {settled['cfg_scale']:g}"
+    row = Row(
+        f"{shown(model)}, {size}, {prompts} prompts", measured,
+        {label: float((pictures[label].double() - exact).norm() / exact.double().norm()) for label in measured},
+        notes={f"PSNR of {label}": f"{median(q):.1f} dB ({min(q):.1f}-{max(q):.1f})" for label, q in quality.items()},
+    )  # fmt: skip
+    if prompts < len(PROMPTS):
+        print(table([row]))
+        return
+    report("lossy", [row], about)
+    seconds = {label: median(taken.seconds) for label, taken in measured.items()}
+    modes = {
+        label: {"psnr": round(median(q), 2), "faster": round(seconds["exact"] / seconds[label], 3)}
+        for label, q in quality.items()
+    }  # fmt: skip
+    where = f"{row.name} (medians; {about['processor']}, {about['threads']} threads)"
+    KEPT.write_text(json.dumps({"on": where, "modes": modes}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--model", default=MODEL)
+    flags.add_argument("--vae-tiny")
+    flags.add_argument("--prompts", type=int, default=len(PROMPTS), choices=range(1, len(PROMPTS) + 1))
+    main(**vars(flags.parse_args()))
