@@ -169,7 +169,7 @@ class DiffusionStage:
     loss: Annotated[DenoiseConfig, "times and weights"] = field(default_factory=DenoiseConfig)
     drop: Annotated[float, "0 to 1: the share of captions or classes left out, for guidance"] = 0.1
     cache: Annotated[bool, "encode pictures and captions once, and keep them on disk"] = True
-    prompts: Annotated[tuple[str, ...], "texts, or classes of a DiT, drawn at intervals, seeds 0, 1, …"] = ()
+    prompts: Annotated[tuple[str, ...], "texts or classes drawn at intervals, seeds 0, 1, …"] = ()
     sample_steps: Annotated[int, "of the sampler that draws them"] = 25
     cfg_scale: Annotated[float, "the guidance that draws them"] = 4.0
     train: Annotated[TrainConfig, "how"] = field(default_factory=TrainConfig)

@@ -15,12 +15,13 @@ from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.write import save_file
 from sfumato.cli import main
 from sfumato.core.config import from_dict, to_dict
-from sfumato.core.errors import ConfigError, DataError
+from sfumato.core.errors import ConfigError, DataError, RequestError
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.clip_vision import preprocess
 from sfumato.models.dit import DITS
 from sfumato.models.perceptual import Perceptual, Vgg16
 from sfumato.models.unet import UNetConfig
+from sfumato.nn.conditioning import Conditioning
 from sfumato.sampling.diffusers_config import from_diffusers
 from sfumato.training import journal, shapes
 from sfumato.training import material as materials
@@ -29,6 +30,7 @@ from sfumato.training.evaluate.clip_folder import ClipFolder
 from sfumato.training.framing import Framing
 from sfumato.training.material import Material
 from sfumato.training.order import Place
+from sfumato.training.plain_drawing import draw
 from sfumato.training.recipe import DataConfig, DiffusionStage, Recipe, ScheduleConfig, to_toml
 from sfumato.training.run import run
 from sfumato.training.stages.autoencoder import AutoencoderTraining, begin_certain, begin_linear
@@ -174,6 +176,7 @@ def test_unconditional_pixels(pictures: Path, tmp_path: Path, loss: dict[str, An
     tables = {"conditioning": "none", "space": "pixel", "unconditional": network, "loss": loss, "train": TRAIN}
     assert run(recipe(pictures, diffusion=tables), tmp_path, lambda text: None)
     assert read_folder(tmp_path).pipeline == "DDPMPipeline"
+    assert Image.open(tmp_path / "training/diffusion/samples/00000002.png").size == (8 * 18, 18)
 
 
 def test_classes_in_pixels(pictures: Path, tmp_path: Path) -> None:
@@ -186,6 +189,50 @@ def test_classes_in_pixels(pictures: Path, tmp_path: Path) -> None:
         run(wrong, tmp_path / "run", lambda text: None)
     right = recipe(tmp_path / "c", diffusion={**tables, "unconditional": {**PIXEL_UNET, "num_class_embeds": 3}})
     assert run(right, tmp_path / "run", lambda text: None)
+    grid = tmp_path / "run/training/diffusion/samples/00000002.png"
+    assert Image.open(grid).size == (2 * 18, 18)
+    changed = {**tables, "unconditional": {**PIXEL_UNET, "num_class_embeds": 3}, "prompts": ["two", "", "one", "three"]}
+    with pytest.raises(RequestError, match="no class called 'three'"):
+        run(recipe(tmp_path / "c", diffusion=changed), tmp_path / "other", lambda text: None)
+
+
+def test_latents_and_texts_in_pixels_are_drawn_for_the_eye(model: Path, pictures: Path, tmp_path: Path) -> None:
+    latents = {"conditioning": "none", "autoencoder": str(model / "vae"), "sample_steps": 2,
+               "unconditional": {**PIXEL_UNET, "in_channels": 4, "out_channels": 4}}  # fmt: skip
+    texts = {"space": "pixel", "unet": {**UNET, "in_channels": 3, "out_channels": 3}, "text": TEXT,
+             "vocab_size": 530, "prompts": ["a red circle"] * 9, "sample_steps": 2}  # fmt: skip
+    for name, tables, size in (("latents", latents, (8 * 18, 18)), ("texts", texts, (8 * 18, 2 * 18))):
+        told: list[str] = []
+        whole = recipe(pictures, diffusion={**tables, "train": TRAIN})
+        assert run(whole, tmp_path / name, told.append)
+        assert not any("No samples" in line for line in told)
+        assert Image.open(tmp_path / name / "training/diffusion/samples/00000002.png").size == size
+    with pytest.raises(RequestError, match="knows no classes"):
+        stage(recipe(pictures, diffusion={**latents, "prompts": ["circle"]}), tmp_path)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_what_is_drawn_is_what_the_network_knows(prediction: Any) -> None:
+    schedule = ScheduleConfig("flow") if prediction == "flow" else ScheduleConfig("scaled_linear")
+    tables = {"unet": from_dict(UNetConfig, UNET), "schedule": schedule, "prediction": prediction, "space": "pixel"}
+    plan = from_diffusers(scheduler_config(DiffusionStage(**tables)))
+
+    def knows(x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """One picture a class, all of one value; positive and negative rows share the noisy pictures."""
+        assert conditioning.labels is not None
+        x, t = (part.repeat(len(conditioning.labels) // len(x), *[1] * (part.ndim - 1)) for part in (x, t))
+        x0 = (conditioning.labels / 10)[:, None, None, None].expand_as(x)
+        alpha, sigma = (m.float()[:, None, None, None] for m in plan.schedule.marginal(t.double()))
+        return plan.meaning().target(x0, (x - alpha * x0) / sigma, alpha, sigma)
+
+    labels = torch.arange(10) % 7
+    told = {"positive": Conditioning(labels=labels), "negative": Conditioning(labels=torch.full((10,), 2))}
+    made = draw(knows, plan, told, (3, 4, 4), range(10), 5, 1.5, torch.device("cpu"))
+    # The discrete schedule ends above sigma = 0, with a little noise left.
+    apart = made.mean((1, 2, 3)) - (0.2 + 1.5 * (labels / 10 - 0.2))
+    assert apart.abs().max() < (1e-4 if prediction == "flow" else 0.02)
+    alone = draw(knows, plan, {n: c.rows([9]) for n, c in told.items()}, (3, 4, 4), [9], 5, 1.5, torch.device("cpu"))
+    assert torch.allclose(alone[0], made[9], atol=1e-6)
 
 
 DIT: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "out_channels": 8}

@@ -1,16 +1,18 @@
 """Training a denoiser: on latents or pixels, told nothing, a class, or a text."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from sfumato.checkpoints.diffusers import read_part
 from sfumato.core.errors import ConfigError, DataError
+from sfumato.families.dit import class_of
 from sfumato.models.clip_text import ClipText
 from sfumato.models.dit import DiT, unshared
 from sfumato.models.latents import Codec, Gaussian
@@ -20,6 +22,7 @@ from sfumato.nn.conditioning import Conditioning
 from sfumato.noise.prediction import PREDICTIONS
 from sfumato.objectives.denoise import Denoise, Draws
 from sfumato.objectives.loss import Loss
+from sfumato.sampling.diffusers_config import from_diffusers
 from sfumato.text import tokenizer as tokenizers
 from sfumato.training.cache import Rows, fill, fingerprint
 from sfumato.training.export import put_index, put_part, put_scheduler, put_tokenizer
@@ -28,6 +31,7 @@ from sfumato.training.grid import save_grid
 from sfumato.training.loop import Batch
 from sfumato.training.material import Material
 from sfumato.training.order import Order, Place, normals
+from sfumato.training.plain_drawing import draw
 from sfumato.training.recipe import DiffusionStage, Recipe
 from sfumato.training.stages.clip import framed_ids
 
@@ -37,6 +41,9 @@ EVALUATED = 256
 HELD_OUT_EPOCH = 1 << 20
 """An epoch that no training reaches: its places draw the held-out times and noises."""
 
+
+SHOWN = 8
+"""Pictures drawn for the eye where the recipe does not say of what."""
 
 Network = UNet | UnconditionalUNet | DiT
 
@@ -82,6 +89,9 @@ class DiffusionTraining:
             raise DataError(f"{material.config.where} has no classes: use conditioning none or text.")
         if self.config.conditioning == "text" and not any(material.captions):
             raise DataError(f"{material.config.where} has no captions: use conditioning none or class.")
+        if self.config.conditioning != "text":
+            for prompt in self.config.prompts:
+                self._class(prompt)  # one that cannot be drawn is refused now
         torch.manual_seed(recipe.seed)
         self.codec: Codec | None = None
         self.scale, self.shift = 1.0, 0.0
@@ -338,16 +348,60 @@ class DiffusionTraining:
         put_index(self.root, pipeline, parts, scheduler["_class_name"], options)
 
     def sample(self, path: Path) -> None:
-        drawable = self.config.conditioning == "text" or self.config.dit is not None
-        if not drawable or not self.config.prompts or self.codec is None:
+        prompts = self._prompts()
+        if not prompts:
             return
-        from sfumato.tasks.pipeline import load
+        drawn: Sequence[Tensor | Image] = []
+        if (self.config.conditioning == "text" or self.config.dit is not None) and self.codec is not None:
+            from sfumato.tasks.pipeline import load
 
-        pipeline = load(str(self.root))
-        steps, scale = self.config.sample_steps, self.config.cfg_scale
-        drawn = [pipeline(prompt, steps=steps, cfg_scale=scale, seed=seed).images[0]
-                 for seed, prompt in enumerate(self.config.prompts)]  # fmt: skip
+            pipeline = load(str(self.root))
+            steps, scale = self.config.sample_steps, self.config.cfg_scale
+            drawn = [pipeline(prompt, steps=steps, cfg_scale=scale, seed=seed).images[0]
+                     for seed, prompt in enumerate(prompts)]  # fmt: skip
+        else:
+            drawn = list(self._draw(prompts))
         save_grid(path, drawn, min(8, len(drawn)))
+
+    def _prompts(self) -> tuple[str, ...]:
+        """What is drawn for the eye: the recipe's; or some classes, or nothing in particular; of texts, its alone."""
+        if self.config.prompts or self.config.conditioning == "text":
+            return self.config.prompts
+        if self.config.conditioning == "class":
+            return tuple(map(str, range(min(SHOWN, len(self.material.classes)))))
+        return ("",) * SHOWN
+
+    @torch.no_grad()
+    def _draw(self, prompts: Sequence[str]) -> Tensor:
+        """[N, 3, H, W], about [-1, 1]: models that no task opens."""
+        device, config = _device(), self.config
+        side = self.material.config.resolution // (self.factor if self.codec is not None else 1)
+        shape = (self.latent_channels if self.codec is not None else 3, side, side)
+        told = {"positive": self._told(prompts, device), "negative": self._told([""] * len(prompts), device)}
+        scale = 1.0 if config.conditioning == "none" else config.cfg_scale
+        x = draw(
+            read_part(self.root / "unet").load(torch.float32, device), from_diffusers(scheduler_config(config)), told,
+            shape, range(len(prompts)), config.sample_steps, scale, device,
+        )
+        if self.codec is None:
+            return x
+        assert isinstance(self.codec, nn.Module)
+        return self.codec.to(device).decode(x / self.scale + self.shift)
+
+    def _told(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
+        """What the network is told of each."""
+        if self.config.conditioning == "none":
+            return Conditioning()
+        if self.config.conditioning == "class":
+            return Conditioning(labels=torch.tensor([self._class(prompt) for prompt in prompts], device=device))
+        ids = torch.tensor([framed_ids(self.tokenizer, prompt) for prompt in prompts])
+        encoder = read_part(self.root / "text_encoder").load(torch.float32, device)
+        return Conditioning(context=encoder(ids.to(device)).last)
+
+    def _class(self, prompt: str) -> int:
+        """The number of the class that a prompt names; that of none where it is empty."""
+        classes = self.material.classes if self.config.conditioning == "class" else ()
+        return class_of(prompt, len(classes), dict(enumerate(classes)))
 
 
 def scheduler_config(config: DiffusionStage) -> dict[str, Any]:
@@ -358,7 +412,7 @@ def scheduler_config(config: DiffusionStage) -> dict[str, Any]:
     return {
         "_class_name": "DDIMScheduler", "num_train_timesteps": schedule.steps, "beta_schedule": schedule.kind,
         "beta_start": schedule.start, "beta_end": schedule.end, "prediction_type": config.prediction,
-        "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+        "clip_sample": config.space == "pixel", "set_alpha_to_one": False, "steps_offset": 1,
         "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         # DDIM does not use it; DDPM in its place will.
