@@ -22,6 +22,7 @@ class Eval:
     cfg_scale: Annotated[float | None, "classifier-free guidance (default: 4)"] = None
     seed: Annotated[int | None, "of the first picture (default: 0)"] = None
     clip: Annotated[Path | None, "folder of a CLIP with both towers; the run's own unless given"] = None
+    features: Annotated[Path | None, "Inception's file or DINOv2's folder, for FID and the like; else CLIP"] = None
     perceptual_weights: Annotated[Path | None, "VGG-16's and LPIPS's, for LPIPS; or a CLIP's folder"] = None
     captions: Annotated[Path | None, "what the nearest-neighbour test draws, one a line"] = None
     sweep: Annotated[tuple[str, ...] | None, "sampler:steps of the sweep, as ddim:50"] = None

@@ -15,12 +15,15 @@ from sfumato.core.config import to_dict
 from sfumato.core.errors import CheckpointError, ConfigError
 from sfumato.core.request import Request
 from sfumato.families.load import open_model
+from sfumato.models.dino import Dino, DinoConfig
+from sfumato.models.inception import Inception
 from sfumato.models.perceptual import Perceptual, Vgg16
 from sfumato.tasks.picture import Picture
 from sfumato.tasks.text_to_image import text_to_image
 from sfumato.training import journal, shapes
 from sfumato.training.evaluate.clip_folder import ClipFolder
 from sfumato.training.evaluate.drawing import draw
+from sfumato.training.evaluate.features import Given
 from sfumato.training.evaluate.measures import MEASURES
 from sfumato.training.evaluate.report import numbers
 from sfumato.training.evaluate.scoring import check_all
@@ -146,6 +149,23 @@ def test_nearest_pictures_of_captions_that_name(folder: Path, tmp_path: Path) ->
 
     copier = Copier(folder / "run", EvaluateConfig(pictures=9))
     assert MEASURES["nearest"].run(copier, tmp_path)["top1"] == 1.0
+
+
+def test_features_of_given_networks(folder: Path, tmp_path: Path) -> None:
+    inception = {**Inception().state_dict(), "fc.bias": torch.zeros(1008), "Mixed_5b.branch1x1.bn.num_batches_tracked":
+                 torch.tensor(0)}  # fmt: skip
+    save_file(tmp_path / "inception.safetensors", lazy_all(inception))
+    dino = DinoConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    (tmp_path / "dino").mkdir()
+    (tmp_path / "dino/config.json").write_text(json.dumps({"model_type": "dinov2", **to_dict(dino), "qkv_bias": True}))
+    save_file(tmp_path / "dino/model.safetensors", lazy_all(Dino(dino).state_dict()))
+    for name in ("inception.safetensors", "dino"):
+        told = ["--measures", "drawn", "--features", str(tmp_path / name), "-o", str(tmp_path)]
+        assert main(["eval", str(folder / "run"), *SHORT, *told]) == 0
+        assert str(tmp_path / name) in read(tmp_path, "drawn")["features"]
+    (tmp_path / "dino/config.json").write_text(json.dumps({"model_type": "dinov2_with_registers", **to_dict(dino)}))
+    with pytest.raises(CheckpointError, match="registers"):
+        Given(tmp_path / "dino", torch.device("cpu"))
 
 
 def test_lpips_where_weights_are_given(folder: Path, tmp_path: Path) -> None:

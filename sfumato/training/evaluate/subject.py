@@ -23,6 +23,7 @@ from sfumato.training import recipe as recipes
 from sfumato.training import shapes
 from sfumato.training.evaluate.clip_folder import ClipFolder
 from sfumato.training.evaluate.drawing import draw
+from sfumato.training.evaluate.features import Given
 from sfumato.training.framing import to_network
 from sfumato.training.material import Material
 from sfumato.training.perceptual import open_perceptual
@@ -42,6 +43,7 @@ class EvaluateConfig:
     cfg_scale: Annotated[float, "classifier-free guidance"] = 4.0
     seed: Annotated[int, "of the first picture; the nearest-neighbour test draws all with this one"] = 0
     clip: Annotated[Path | None, "folder of a CLIP with both towers; the run's own unless given"] = None
+    features: Annotated[Path | None, "Inception's file or DINOv2's folder, for FID and the like; else CLIP"] = None
     perceptual_weights: Annotated[Path | None, "VGG-16's and LPIPS's, for LPIPS; or a CLIP's folder"] = None
     captions: Annotated[Path | None, "what the nearest-neighbour test draws, one a line; # begins a comment"] = None
     sweep: Annotated[tuple[str, ...], "sampler:steps of the sweep"] = (
@@ -126,7 +128,9 @@ class Subject:
 
     @cached_property
     def features(self) -> Features:
-        """CLIP's picture tower where there is one, else the autoencoder's latents."""
+        """The network that was named; else CLIP's picture tower where there is one, else the autoencoder's latents."""
+        if self.config.features is not None:
+            return Given(self.config.features, self.device)
         return self.clip if self.has_clip else self.coder
 
     @cached_property
