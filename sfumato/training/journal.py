@@ -72,5 +72,5 @@ def _tracker(kind: str, folder: Path, start: int, name: str) -> tuple[Tell, Call
         service.init(project="sfumato", name=name)
         return (lambda step, values: service.log(dict(values), step=step)), service.finish
     except ImportError:
-        package = "'sfumato[train]'" if kind == "tensorboard" else kind
+        package = {"tensorboard": "'sfumato[train]'", "wandb": "'sfumato[wandb]'"}.get(kind, kind)
         raise ConfigError(f"trackers = {kind!r} needs: pip install {package}. Or set trackers = [].") from None
