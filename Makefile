@@ -3,7 +3,7 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV   := .venv
 BIN    := $(VENV)/bin
-CODE   := sfumato tests $(wildcard benchmarks examples recipes/*.py)
+CODE   := sfumato tests $(wildcard benchmarks recipes/*.py)
 # Threads inside one operation would fight with the test processes, and a sum's order, hence its bits, hangs on them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -21,12 +21,8 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.$(EXTRAS)'
 	@touch $@
 
-# No weights are shipped yet: the model is made on the spot, once.
-demo: out/demo-model
-	$(BIN)/sfumato "a large red star" --model out/demo-model --seed 0 --count 8 --grid -o out/demo.png
-
-out/demo-model: $(VENV)/installed-core
-	$(BIN)/python examples/demo_model.py $@
+demo: $(VENV)/installed-core
+	$(BIN)/sfumato "a slice of pizza" --seed 0 --count 8 --grid -o out/demo.png
 
 test: install
 	$(PYTEST)

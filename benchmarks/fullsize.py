@@ -9,10 +9,13 @@ import torch
 
 from sfumato.checkpoints.diffusers import Folder, write_folder
 from sfumato.checkpoints.lazy import lazy_all
-from sfumato.checkpoints.ldm import class_of
+from sfumato.checkpoints.ldm import Layout, class_of
 from sfumato.checkpoints.parts import Part
 from sfumato.families.single_file import VARIANTS
 from sfumato.families.stable_diffusion import BETAS
+from sfumato.models.autoencoder import AutoencoderConfig
+from sfumato.models.clip_text import ClipTextConfig
+from sfumato.models.unet import UNetConfig
 from sfumato.text import tokenizer
 
 PLACE = Path(gettempdir()) / "sfumato-benchmark-sd15"
@@ -25,10 +28,13 @@ def folder() -> Path:
     print(f"making a model of 4.3 GB in {PLACE} …", file=sys.stderr)
     torch.manual_seed(0)
     layout = VARIANTS["sd1"].layout
-    configs = {"unet": layout.unet, "vae": layout.vae, "text_encoder": layout.text["text_encoder"].config}
+    assert isinstance(layout, Layout)
+    configs: dict[str, UNetConfig | AutoencoderConfig | ClipTextConfig] = {
+        "unet": layout.unet, "vae": layout.vae, "text_encoder": layout.text["text_encoder"].config,
+    }
     parts = {}
     for name, config in configs.items():
-        kind = class_of(config)  # type: ignore[arg-type]
+        kind = class_of(config)
         parts[name] = Part(kind, config, lazy_all(Part(kind, config, {}, name).build().state_dict()), name)
     scheduler = {"_class_name": "DDIMScheduler", **BETAS, "steps_offset": 1, "clip_sample": False,
                  "set_alpha_to_one": False}  # fmt: skip

@@ -1,6 +1,8 @@
 """What is drawn with sfumato's own model, which is small enough for many pictures."""
 
-MODEL = "sfumato/emoji"
+from sfumato.core.shipped import SHIPPED
+
+MODEL = SHIPPED
 """Its name; a benchmark takes another folder of the model by ``--model``."""
 
 PROMPTS = (

@@ -63,8 +63,7 @@ def build(noto: Path, cldr: Path, out: Path) -> int:
         row = {"file_name": f"images/{code}.png", "text": known[code].short, "keywords": known[code].keywords}
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
     (out / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
-    for source, name in ((noto, "LICENSE-noto-emoji"), (cldr, "LICENSE-cldr")):
-        shutil.copy(source / "LICENSE", out / name)
+    shutil.copy(cldr / "LICENSE", out / "LICENSE-cldr")  # noto-emoji's own LICENSE is that of the font
     return len(rows)
 
 

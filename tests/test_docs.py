@@ -34,7 +34,7 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     listed = {m[2]: len(m[1]) for m in re.finditer(r"^( *)(\w+)/  +\S", tree, re.MULTILINE)}
     rooms = {p.name for p in (ROOT / "sfumato").iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert {name for name, depth in listed.items() if depth} == rooms
-    made = {"out", "runs", "build", "dist"}
+    made = {"data", "out", "runs", "build", "dist"}
     tops = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "__")) and any(p.iterdir())}
     assert {name for name, depth in listed.items() if not depth} == {
         t for t in tops - made - {"sfumato"} if not t.endswith(".egg-info")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from sfumato.checkpoints import file_names as names_of
 from sfumato.checkpoints.file_names import CONFIG_FILES, SET_ASIDE, STEMS, TOKENIZER_FILES
 from sfumato.core.errors import CheckpointError
+from sfumato.core.shipped import FOLDERS
 
 T = TypeVar("T")
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -54,6 +55,8 @@ def locate(source: str | Path, variant: str | None = None) -> Path:
     Raises:
         CheckpointError: neither a path nor a name; or what ``fetch`` raises.
     """
+    if source in FOLDERS:
+        return FOLDERS[str(source)]
     path = Path(source).expanduser()
     if path.exists():
         return path

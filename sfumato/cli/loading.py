@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from sfumato.core.errors import RequestError
+from sfumato.core.shipped import SHIPPED
 
 
 @dataclass(frozen=True)
 class Loading:
     """Which model, and how it is held."""
 
-    model: Annotated[str | None, "checkpoint folder, single file, or hub name such as org/name"] = None
+    model: Annotated[
+        str | None, "checkpoint folder, single file, or hub name; sfumato's own model unless given",
+    ] = None
     vae: Annotated[str | None, "another autoencoder in place of the model's own"] = None
     vae_tiny: Annotated[str | None, "a tiny autoencoder of the same latents, for the lossy mode tiny_decoder"] = None
     refiner: Annotated[str | None, "a second model that takes over at --refiner-start"] = None
@@ -29,13 +31,7 @@ class Loading:
     )
 
     def open(self) -> Any:
-        """The pipeline.
-
-        Raises:
-            RequestError: no model was named.
-        """
-        if self.model is None:
-            raise RequestError("Name a model: --model FOLDER, --model FILE.safetensors or --model org/name.")
+        """The pipeline."""
         from sfumato.engine.allocator import keep_freed_memory
 
         if self.max_memory is None:
@@ -43,7 +39,7 @@ class Loading:
         from sfumato.tasks.pipeline import load
 
         return load(
-            self.model, refiner=self.refiner, family=self.family, prediction=self.prediction, device=self.device,
-            dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant, max_memory=self.max_memory,
-            quantize=self.quantize,
+            self.model or SHIPPED, refiner=self.refiner, family=self.family, prediction=self.prediction,
+            device=self.device, dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant,
+            max_memory=self.max_memory, quantize=self.quantize,
         )  # fmt: skip

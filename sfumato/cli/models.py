@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Models:
-    """The families that sfumato knows, and the models that lie in the local hub cache. Nothing is fetched."""
+    """The families that sfumato knows, the model that comes with it, and those in the local hub cache."""
 
     json: Annotated[bool, "print JSON"] = False
 
     def run(self) -> int:
         from huggingface_hub.constants import HF_HUB_CACHE
 
+        from sfumato.core.shipped import FOLDERS
         from sfumato.families import FAMILIES
 
         families = {}
@@ -23,11 +24,15 @@ class Models:
             families[name] = {"title": family.title, "tasks": list(family.tasks)}
         cached = [*cached_models(Path(HF_HUB_CACHE))]
         if self.json:
-            print(json.dumps({"families": families, "cache": HF_HUB_CACHE, "cached": cached}, indent=2))
+            told = {"families": families, "shipped": [*FOLDERS], "cache": HF_HUB_CACHE, "cached": cached}
+            print(json.dumps(told, indent=2))
             return 0
         print("families (--family, where a checkpoint could be of several)")
         for name, about in families.items():
             print(f"  {name:<14} {about['title']:<40} {', '.join(about['tasks']) or '-'}")
+        print("\ncome with sfumato")
+        for name in FOLDERS:
+            print(f"  {name}")
         print(f"\nin {HF_HUB_CACHE}")
         for model in cached:
             print(f"  {model['name']:<52} {model['bytes'] / 1e9:>6.2f} GB  {model['pipeline']}")

@@ -10,7 +10,7 @@ from sfumato.cli import naming
 from sfumato.cli.loading import Loading
 from sfumato.cli.progress import bar
 from sfumato.core.config import from_dict
-from sfumato.core.errors import RequestError
+from sfumato.core.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from sfumato.tasks.picture import Picture
@@ -85,7 +85,10 @@ def loading_of(recipe: Mapping[str, Any], asked: Loading, where: str) -> Loading
     model = table(recipe, "model")
     own = {} if "model" in given else {**table(model, "opened"), "model": model.get("name")}
     told = {"dtype": recipe.get("dtype"), "refiner": table(recipe, "refiner").get("name"), **own}
-    return from_dict(Loading, {**told, **given}, where)
+    found = from_dict(Loading, {**told, **given}, where)
+    if found.model is None:
+        raise ConfigError(f"{where} does not say with which model it was drawn. Name a model with --model.")
+    return found
 
 
 def changes(old: Any, new: Any, name: str = "") -> list[str]:

@@ -101,7 +101,10 @@ SDXL_REFINER = replace(
     SDXL, name="sdxl-refiner", title="Stable Diffusion XL refiner", condition=condition_refiner,
     uses=("clip_skip", "original_size", "crop"),
 )
-LATENT = replace(SD1, name="latent", title="a text-conditioned latent model", rgb=(), size=64)
+LATENT = replace(
+    SD1, name="latent", title="a text-conditioned latent model", rgb=(), size=64,
+    defaults={"steps": 25, "cfg_scale": 3.0},
+)
 """The same recipe at any size: what one trains oneself."""
 
 SD1_INPAINT = replace(SD1, name="sd1-inpaint", title="Stable Diffusion 1 inpainting", tasks=())

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from sfumato.core.errors import ConfigError
 from sfumato.core.request import Request
+from sfumato.core.shipped import SHIPPED
 from sfumato.core.sizes import parse_bytes
 from sfumato.engine.driver import OnStep
 from sfumato.engine.rates import rates
@@ -17,15 +18,16 @@ from sfumato.tasks.text_to_image import Result
 
 
 def load(
-    source: str, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
+    source: str = SHIPPED, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
     quantize: Literal["int8"] | None = None, **options: Any,
 ) -> "Pipeline":
     """Open a model and be ready to draw.
 
     Args:
-        source: a model folder, a single checkpoint file, or a hub name.
+        source: a model folder, a single checkpoint file, or a hub name; the model that comes with sfumato unless given.
         refiner: another, which takes over at a request's ``refiner_start``.
-        optimize: make the networks fast, after which they can no longer be changed; see ``engine.ready``.
+        optimize: make the networks fast before the first picture, after which they can no longer be changed; see
+            ``Pipeline.make_ready``.
         max_memory: what drawing may hold, such as ``"6GB"``: of the process on a CPU, of what PyTorch allocates on a
             GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits,
             with plain kernels.
@@ -45,14 +47,17 @@ def load(
     asleep = max_memory is not None
     model = open_model(source, **options, asleep=asleep)
     pipeline = Pipeline(model, open_model(refiner, **device, asleep=asleep) if refiner else None, max_memory)
-    for model in filter(None, (pipeline.model, pipeline.refiner)):
-        if optimize and not asleep:
-            make_ready(model, int8=quantize == "int8")
+    pipeline.is_ready = asleep or not optimize
+    if quantize is not None:
+        pipeline.make_ready(int8=True)
     return pipeline
 
 
 class Pipeline:
     """A model, ready to draw.
+
+    Attributes:
+        is_ready: whether the networks are as fast as they shall be.
 
     >>> pipe = sfumato.load("path/to/model")
     >>> pipe("a red apple", steps=30, seed=7).images[0].save("apple.png")
@@ -61,6 +66,18 @@ class Pipeline:
     def __init__(self, model: Model, refiner: Model | None = None, max_memory: str | int | None = None) -> None:
         self.model, self.refiner = model, refiner
         self.limit = None if max_memory is None else parse_bytes(max_memory)
+        self.is_ready = True
+
+    def make_ready(self, int8: bool = False) -> None:
+        """Make the networks fast now, and not before the first picture: reading and packing all weights takes a while.
+
+        Raises:
+            ConfigError: see ``engine.ready.make_ready``.
+        """
+        if not self.is_ready:
+            for model in filter(None, (self.model, self.refiner)):
+                make_ready(model, int8)
+            self.is_ready = True
 
     def __call__(
         self, prompt: str | Request = "", /, *, on_step: OnStep | None = None, max_memory: str | int | None = None,
@@ -83,6 +100,7 @@ class Pipeline:
         limit = self.limit if max_memory is None else parse_bytes(max_memory)
         task = TASKS.get(request.task)
         if limit is None:
+            self.make_ready()
             result: Result = task(self.model, request, on_step, self.refiner)
             return result
         chosen = self.forecaster(request).fit(limit)

@@ -99,8 +99,8 @@ def test_a_closed_pipe_is_not_an_error() -> None:
 
 def test_generate_answers_to_the_short_form(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["a red apple"], ["generate", "a red apple"], ["--steps", "3", "a red apple"], ["apple"]):
-        assert main(words) == 2
-        assert "--model" in capsys.readouterr().err
+        assert main([*words, "--model", "no such model"]) == 2
+        assert "no such model" in capsys.readouterr().err
 
 
 def test_running_the_package_is_running_main() -> None:

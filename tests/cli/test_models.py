@@ -7,6 +7,7 @@ import pytest
 
 from sfumato.cli import main
 from sfumato.cli.models import cached_models
+from sfumato.core.shipped import SHIPPED
 from sfumato.families import FAMILIES
 
 
@@ -43,6 +44,7 @@ def test_every_family_is_listed(
     out = capsys.readouterr().out
     assert all(f"  {name} " in out and FAMILIES.get(name).title in out for name in FAMILIES)
     assert "no models" in out
+    assert f"  {SHIPPED}\n" in out
     snapshot(tmp_path, "a/b", "{}")
     assert main(["models", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

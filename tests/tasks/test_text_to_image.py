@@ -10,6 +10,7 @@ import torch
 import sfumato
 from sfumato.core.errors import CheckpointError, NumericError, RequestError
 from sfumato.engine.driver import Cancelled, Progress
+from sfumato.nn import native
 from sfumato.tasks.pipeline import Pipeline
 from tests.parity import tiny
 
@@ -37,6 +38,17 @@ def test_picture_i_of_a_batch_is_the_picture_of_its_seed(pipe: Pipeline, sampler
         difference = np.abs(picture.pixels.astype(int) - alone.pixels.astype(int)).max()
         assert difference <= 1
     assert np.abs(batch.pictures[0].pixels.astype(int) - batch.pictures[1].pixels.astype(int)).max() > 20
+
+
+def test_networks_are_packed_for_the_first_picture_and_not_before(folder: Path) -> None:
+    pipe, sooner = sfumato.load(str(folder), device="cpu"), sfumato.load(str(folder), device="cpu")
+    before = set(map(type, pipe.model.parts["unet"].modules()))
+    assert not pipe.is_ready
+    sooner.make_ready()
+    assert set(map(type, sooner.model.parts["unet"].modules())) != before or not native.available()
+    one, other = (p("a cat", seed=3, **STEPS).pictures[0].pixels for p in (pipe, sooner))
+    assert pipe.is_ready
+    assert np.array_equal(one, other)
 
 
 def test_more_pictures_than_rows_are_drawn_in_turn(pipe: Pipeline) -> None:

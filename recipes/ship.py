@@ -1,0 +1,43 @@
+"""Puts a trained run into the package, as the model that comes with sfumato: float16, without what training needs.
+
+    python recipes/ship.py runs/emoji data/emoji
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from sfumato.checkpoints.lazy import lazy_all
+from sfumato.checkpoints.store import open_file
+from sfumato.checkpoints.write import save_file
+from sfumato.core.shipped import FOLDERS, SHIPPED
+from sfumato.families.convert import convert
+
+CARD = Path(__file__).with_name("emoji_card.md")
+LIMIT = 60_000_000
+"""Bytes of the whole folder."""
+
+
+def ship(run: Path, data: Path, out: Path) -> int:
+    """Write the folder anew, and tell its size in bytes."""
+    convert(run, out, dtype=torch.float16, overwrite=True)
+    (out / "clip").mkdir()
+    halves = {n: t.read().half() for n, t in open_file(run / "clip" / "model.safetensors").tensors.items()}
+    save_file(out / "clip" / "model.safetensors", lazy_all(halves))
+    shutil.copy(run / "clip" / "config.json", out / "clip")
+    shutil.copy(run / "recipe.toml", out)
+    shutil.copy(CARD.parents[1] / "LICENSE", out / "LICENSE-noto-emoji")  # Apache 2.0
+    shutil.copy(data / "LICENSE-cldr", out)
+    figures = (run / "README.md").read_text(encoding="utf-8").partition("Trained with sfumato.\n")[2]
+    (out / "README.md").write_text(CARD.read_text(encoding="utf-8") + figures, encoding="utf-8")
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    size = ship(Path(sys.argv[1]), Path(sys.argv[2]), FOLDERS[SHIPPED])
+    print(f"{size / 1e6:.1f} MB")
+    sys.exit(size > LIMIT and f"More than {LIMIT / 1e6:.0f} MB")
