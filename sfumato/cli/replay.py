@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from sfumato.cli import naming
 from sfumato.cli.loading import Loading
 from sfumato.cli.progress import bar
-from sfumato.core.config import from_dict
+from sfumato.core.config import from_dict, table
 from sfumato.core.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -76,11 +76,6 @@ def loading_of(recipe: Mapping[str, Any], asked: Loading, where: str) -> Loading
     Raises:
         ConfigError: the recipe names something that no model is opened with.
     """
-
-    def table(part: Any, name: str) -> Mapping[str, Any]:
-        found = part.get(name)
-        return found if isinstance(found, Mapping) else {}
-
     given = {name: value for name, value in vars(asked).items() if value is not None}
     model = table(recipe, "model")
     own = {} if "model" in given else {**table(model, "opened"), "model": model.get("name")}

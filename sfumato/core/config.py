@@ -134,6 +134,12 @@ def to_dict(config: Any) -> Any:
     return config
 
 
+def table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table inside data that a stranger may have written; empty where it is something else, or is not there."""
+    found = data.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def parse(text: str, hint: Any, where: str) -> Any:
     """Read one command-line value as ``hint``: JSON or TOML notation where the type is not a string."""
     origin, arguments = get_origin(hint), get_args(hint)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from sfumato.core.config import from_dict
+from sfumato.core.config import from_dict, table
 from sfumato.core.errors import CapacityError, RequestError, nearest
 from sfumato.core.files import atomic_file
 from sfumato.core.request import Request
@@ -82,12 +82,12 @@ class Picture:
         """A1111's text: as it was found, or of the recipe; empty where nothing is known."""
         if self.text or not self.recipe:
             return self.text
-        model, versions = _table(self.recipe, "model"), _table(self.recipe, "versions")
+        model, versions = table(self.recipe, "model"), table(self.recipe, "versions")
         facts = {
             "Model": _short(model.get("name")),
             "Model hash": str(model.get("file_sha256") or model.get("sha256") or "")[:10],
-            "VAE": _short(_table(model, "opened").get("vae")),
-            "Refiner": _short(_table(self.recipe, "refiner").get("name")),
+            "VAE": _short(table(model, "opened").get("vae")),
+            "Refiner": _short(table(self.recipe, "refiner").get("name")),
             "Version": f"sfumato {versions.get('sfumato', '')}".strip(),
         }
         return write(as_titled(self.reading().request), {key: value for key, value in facts.items() if value})
@@ -196,12 +196,6 @@ def grid(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
     first = pictures[0].recipe
     seeds = [picture.recipe.get("seed") for picture in pictures]
     return Picture(sheet, {**first, "grid": {"columns": columns, "seeds": seeds}} if first else {}, pictures[0].text)
-
-
-def _table(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A table inside a recipe; empty where a stranger wrote something else there."""
-    found = recipe.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _short(source: Any) -> str:

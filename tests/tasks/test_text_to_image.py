@@ -51,6 +51,13 @@ def test_networks_are_packed_for_the_first_picture_and_not_before(folder: Path) 
     assert np.array_equal(one, other)
 
 
+def test_a_limit_for_one_request_leaves_the_next_as_it_would_be(folder: Path) -> None:
+    pipe, other = sfumato.load(str(folder), device="cpu"), sfumato.load(str(folder), device="cpu")
+    pipe("a cat", seed=3, max_memory="8GB", **STEPS)
+    one, two = (p("a cat", seed=3, **STEPS).pictures[0].pixels for p in (pipe, other))
+    assert np.array_equal(one, two)
+
+
 def test_more_pictures_than_rows_are_drawn_in_turn(pipe: Pipeline) -> None:
     from sfumato.core.request import Request
     from sfumato.engine.residence import Holding
