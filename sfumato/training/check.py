@@ -130,7 +130,7 @@ def examine(
             if look.size:
                 report.sizes[look.size] += 1
             if item is not None:
-                captions.append((item.key, item.caption))
+                captions += [(item.key, text) for text in (item.caption, *item.others)]
                 looks[item.key] = look
             progress(done)
     count = tokens or (lambda caption: len(builtin().encode(caption)))

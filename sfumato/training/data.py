@@ -1,7 +1,7 @@
 """What a data set is to everything that reads one: numbered items, each an encoded picture and what is said of it."""
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Item(NamedTuple):
@@ -12,12 +12,31 @@ class Item(NamedTuple):
         caption: None where the data set has none for it.
         key: names it in messages: its path within the data set, or archive and member.
         label: the number of its class, in data sets that have classes.
+        others: other captions of the same picture, as true as the first.
     """
 
     picture: Path | bytes
     caption: str | None
     key: str
     label: int | None = None
+    others: tuple[str, ...] = ()
+
+
+class Said(NamedTuple):
+    """What a data set says of a picture: see ``Item``."""
+
+    caption: str | None
+    others: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(value: Any) -> "Said":
+        """What a caption column holds: nothing, a text, or a list of texts, of which empty ones are left out."""
+        if value is None:
+            return Said(None)
+        if not isinstance(value, (list, tuple)):
+            return Said(str(value).strip())
+        texts = [text for text in (str(v).strip() for v in value if v is not None) if text]
+        return Said(texts[0], tuple(texts[1:])) if texts else Said(None)
 
 
 class Problem(NamedTuple):

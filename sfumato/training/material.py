@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -28,7 +28,8 @@ class Material:
     """See above.
 
     Attributes:
-        captions: of every item, "" where it has none.
+        captions: of every item the first, "" where it has none.
+        others: of every item, its other captions.
         labels: of every item, in data sets with classes.
         training, held_out: indices of items.
 
@@ -47,12 +48,14 @@ class Material:
             report(f"{len(self.dataset):,} items{notes}")
         self.keys: list[str] = []
         self.captions: list[str] = []
+        self.others: list[tuple[str, ...]] = []
         self.labels: list[int | None] = []
         usable: list[int] = []
         for index in range(len(self.dataset)):
             item = self.dataset.item(index)
             self.keys.append(item.key)
             self.captions.append(item.caption or "")
+            self.others.append(item.others)
             self.labels.append(item.label)
             try:
                 header(item.picture)
@@ -64,6 +67,20 @@ class Material:
         self.held_out = [i for i in usable if back[self.keys[i]]]
         if not self.training:
             raise DataError(f"{config.where}: nothing is left to train on.")
+
+    def caption(self, index: int, place: Place | None = None) -> str:
+        """What is said of an item: the first caption, or the one drawn for the place where it has several."""
+        first, others = self.captions[index], self.others[index]
+        if place is None or not others:
+            return first
+        share = 1 / (1 + len(others)) if self.config.first_caption is None else self.config.first_caption
+        drawn, which = place.uniform(self.seed, "caption", 2)
+        return first if drawn < share else others[int(which * len(others))]
+
+    def texts(self, items: Iterable[int] | None = None) -> list[str]:
+        """All captions of some items, or of all, in their order; none is empty."""
+        chosen = range(len(self.captions)) if items is None else items
+        return [text for i in chosen for text in (self.captions[i], *self.others[i]) if text]
 
     def flipping(self, chance: float) -> "Material":
         """The same data, whose pictures are mirrored with another chance; what was decoded is shared."""

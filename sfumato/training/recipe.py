@@ -37,7 +37,10 @@ class DataConfig:
     where: Annotated[str, "a folder, a .parquet or .tar file, or hub:owner/name"]
     layout: Annotated[str | None, "how it is laid out, where that is not plain"] = None
     image_column: Annotated[str, "the column of pictures, in layouts that have columns"] = "image"
-    caption_column: Annotated[str, "the column of captions"] = "text"
+    caption_column: Annotated[str, "the column of captions; a list of texts in it is several captions"] = "text"
+    first_caption: Annotated[
+        float | None, "0 to 1: of several captions how often the first is shown, else one of the others; None: alike",
+    ] = None
     resolution: Annotated[int, "pixels of a side; with buckets, the root of the area"] = 64
     buckets: Annotated[bool, "keep each picture's shape as nearly as sizes of one area allow"] = False
     bucket_step: Annotated[int, "sides of buckets are multiples of it"] = 64
@@ -49,6 +52,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.resolution < 8:
             raise ConfigError(f"resolution = {self.resolution}: at least 8 pixels.")
+        if self.first_caption is not None and not 0 <= self.first_caption <= 1:
+            raise ConfigError(f"first_caption = {self.first_caption}: must be from 0 to 1.")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out = {self.held_out}: must be from 0 to below 1.")
 

@@ -101,6 +101,27 @@ def test_every_layout_gives_the_same_items(layout: str, tmp_path: Path) -> None:
     assert check.examine(dataset).problems == []
 
 
+def test_several_captions_of_one_picture_are_all_read(tmp_path: Path) -> None:
+    said = ["a red apple", "an apple", "fruit"]
+    root = metadata(tmp_path / "jsonl", "metadata.jsonl")
+    rows = [{"file_name": "a.png", "text": [*said, ""]}, {"file_name": "b.png", "text": []}]
+    (root / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name, content in (("0.png", encoded(0)), ("0.json", json.dumps({"text": said}).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    columns = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = columns[0].table({"image": [{"bytes": encoded(0), "path": None}], "text": [said]})
+    columns[1].write_table(table, tmp_path / "set.parquet")
+    for where in (root, tmp_path / "set.tar", tmp_path / "set.parquet"):
+        item = open_dataset(str(where)).item(0)
+        assert (item.caption, item.others) == ("a red apple", ("an apple", "fruit"))
+    report = check.examine(open_dataset(str(root)))
+    assert ("missing-caption", "train/b.png") in {(p.kind, p.key) for p in report.problems}
+    assert report.tokens.total() == 3
+
+
 def test_class_folders_have_labels(tmp_path: Path) -> None:
     for i, name in enumerate(("big_dog", "cat", "cat")):
         (tmp_path / name).mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """All three stages, tiny, from pictures to a model folder."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,24 @@ def test_pictures_kept_in_memory_are_framed_alike(
             flipped.add(found.flipped)
     assert flipped == {True, False}
     assert bool(material._kept) == bool(limit)
+
+
+def test_of_several_captions_one_is_drawn_at_each_showing(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
+    said = ["apple", "an apple", "fruit"]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": said}))
+    material = Material(DataConfig(str(tmp_path), resolution=16, first_caption=0.5), 0)
+    places = [Place(epoch, 0, 0) for epoch in range(2000)]
+    drawn = [material.caption(0, place) for place in places]
+    assert drawn == [material.caption(0, place) for place in places]  # by the place, not by what was asked before
+    shares = {text: drawn.count(text) / len(drawn) for text in said}
+    assert shares == pytest.approx({"apple": 0.5, "an apple": 0.25, "fruit": 0.25}, abs=0.05)
+    alike = Material(DataConfig(str(tmp_path), resolution=16), 0)
+    assert [alike.caption(0, place) for place in places].count("apple") / 2000 == pytest.approx(1 / 3, abs=0.05)
+    assert material.caption(0) == "apple"  # where nothing is trained, always the first
+    assert material.texts() == said
+    with pytest.raises(ConfigError, match="first_caption = 2"):
+        DataConfig(str(tmp_path), first_caption=2)
 
 
 def test_buckets_make_batches_of_one_size(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.core.errors import DataError, nearest
-from sfumato.training.data import Item, Problem
+from sfumato.training.data import Item, Problem, Said
 
 
 class Hub:
@@ -46,7 +46,8 @@ class Hub:
         key = f"{self.name} row {index}"
         if self.classes and isinstance(value, int):
             return Item(content, self.classes[value].replace("_", " "), key, value)
-        return Item(content, None if value is None else str(value).strip(), key)
+        said = Said.of(value)
+        return Item(content, said.caption, key, others=said.others)
 
     def problems(self) -> list[Problem]:
         return []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.core.errors import DataError, nearest
-from sfumato.training.data import Item, Problem
+from sfumato.training.data import Item, Problem, Said
 from sfumato.training.readers.walk import files, lines, natural, pictures, text
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -41,9 +41,9 @@ class Metadata:
                 elif not path.is_file():
                     self.found.append(Problem("missing-picture", place, f"there is no picture {row['file_name']}"))
                 else:
-                    value = row[caption]
+                    said = Said.of(row[caption])
                     key = path.relative_to(self.root).as_posix()
-                    self.items.append(Item(path, None if value is None else str(value).strip(), key))
+                    self.items.append(Item(path, said.caption, key, others=said.others))
                 named.add(path)
         for path in pictures(self.root):
             if path not in named:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.core.errors import DataError, nearest
-from sfumato.training.data import Item, Problem
+from sfumato.training.data import Item, Problem, Said
 from sfumato.training.readers.walk import files, natural
 
 KEPT_BYTES = 2**30
@@ -67,8 +67,8 @@ class Parquet:
             content = content.get("bytes")
         if not isinstance(content, bytes):
             raise DataError(f"{key}: the column {self.image!r} holds no encoded picture.")
-        caption = values.get(self.caption)
-        return Item(content, None if caption is None else str(caption).strip(), key)
+        said = Said.of(values.get(self.caption))
+        return Item(content, said.caption, key, others=said.others)
 
     def _rows(self, group: int) -> list[dict[str, Any]]:
         if group not in self.kept:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.core.errors import DataError
-from sfumato.training.data import Item, Problem
+from sfumato.training.data import Item, Problem, Said
 from sfumato.training.pictures import SUFFIXES
 from sfumato.training.readers.walk import files, natural
 
@@ -70,20 +70,19 @@ class Tar:
     def item(self, index: int) -> Item:
         name, parts = self.samples[index]
         suffix = next(s for s in parts if s in SUFFIXES)
-        caption: str | None = None
+        said = Said(None)
         beside = parts.get(".txt") or parts.get(".caption")
         if beside is not None:
             try:
-                caption = beside.read().decode("utf-8").strip()
+                said = Said(beside.read().decode("utf-8").strip())
             except UnicodeDecodeError as problem:
                 raise DataError(f"{name}.txt is not UTF-8 text ({problem.reason}).") from None
         elif ".json" in parts:
             try:
-                value = json.loads(parts[".json"].read()).get(self.caption)
+                said = Said.of(json.loads(parts[".json"].read()).get(self.caption))
             except (ValueError, AttributeError) as problem:
                 raise DataError(f"{name}.json is not a JSON object: {problem}.") from None
-            caption = None if value is None else str(value).strip()
-        return Item(parts[suffix].read(), caption, name + suffix)
+        return Item(parts[suffix].read(), said.caption, name + suffix, others=said.others)
 
     def problems(self) -> list[Problem]:
         return self.found

@@ -1,6 +1,6 @@
 """Training CLIP, and its tokenizer, on one's own captions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class ClipTraining:
         self.material, self.root, self.seed = material, root, recipe.seed
         if self.config.train.gradient_checkpointing:
             raise ConfigError("gradient_checkpointing is for denoisers alone: leave it out of [clip.train].")
-        captions = [material.captions[i] for i in material.training if material.captions[i]]
+        captions = material.texts(material.training)
         if not captions:
             raise DataError(f"{material.config.where} has no captions, without which CLIP cannot be trained.")
         text = self.config.model.text_config
@@ -66,12 +66,12 @@ class ClipTraining:
     def load(self, places: list[Place]) -> Batch:
         items = [self.material.training[p.item] for p in places]
         pixels = [self.material.framed(item, p).pixels for item, p in zip(items, places, strict=True)]
-        return {"pixels": torch.stack(pixels), **self._texts(items)}
+        return {"pixels": torch.stack(pixels), **self._texts(items, places)}
 
-    def _texts(self, items: list[int]) -> Batch:
-        captions = [self.material.captions[i] for i in items]
+    def _texts(self, items: list[int], places: Sequence[Place | None]) -> Batch:
+        captions = [self.material.caption(i, place) for i, place in zip(items, places, strict=True)]
         ids = torch.tensor([framed_ids(self.tokenizer, caption) for caption in captions])
-        return {"ids": ids, "same": torch.tensor([self.numbers[caption] for caption in captions])}
+        return {"ids": ids, "same": torch.tensor([self.numbers[self.material.captions[i]] for i in items])}
 
     def losses(self, players: Mapping[str, nn.Module], batch: Batch, step: int) -> Iterator[tuple[str, Loss]]:
         with torch.no_grad():
@@ -87,7 +87,7 @@ class ClipTraining:
         if not items:
             return {}
         device = next(self.network.parameters()).device
-        batch = {k: v.to(device) for k, v in self._texts(items).items()}
+        batch = {k: v.to(device) for k, v in self._texts(items, [None] * len(items)).items()}
         pixels = torch.stack([self.material.framed(i).pixels for i in items]).to(device)
         found = self.network(batch["ids"], preprocess(to_network(pixels), self.model.vision_config.image_size))
         loss = contrastive(found.texts, found.pictures, self.network.logit_scale.exp(), batch["same"])

@@ -131,8 +131,7 @@ class DiffusionTraining:
         """The tokenizer, and the text encoder: given back where it is to be trained, else kept frozen."""
         config = self.config
         if config.text is not None:
-            captions = [self.material.captions[i] for i in self.material.training if self.material.captions[i]]
-            self.tokenizer = tokenizers.train(captions, config.vocab_size)
+            self.tokenizer = tokenizers.train(self.material.texts(self.material.training), config.vocab_size)
             self.tokenizer.length = config.text.max_position_embeddings
             self.text_config = replace(
                 config.text, vocab_size=len(self.tokenizer), bos_token_id=self.tokenizer.start,
@@ -193,7 +192,7 @@ class DiffusionTraining:
                 lambda items: self._encode_pictures(items, mirrored),
             )
         if self.frozen is not None:
-            texts = ["", *sorted(set(self.material.captions) - {""})]
+            texts = ["", *sorted(set(self.material.texts()))]
             key = fingerprint(self.frozen, "text 1", self.tokenizer.length, len(self.tokenizer))
             contents = {i: hashlib.sha256(text.encode()).hexdigest() for i, text in enumerate(texts)}
             rows = fill(
@@ -254,7 +253,10 @@ class DiffusionTraining:
         if self.config.loss.input_perturbation:
             batch["perturbation"] = normals(places, self.seed, "perturbation", shape)
         if self.config.conditioning == "text":
-            texts = ["" if drop else self.material.captions[i] for i, drop in zip(items, dropped, strict=True)]
+            texts = [
+                "" if drop else self.material.caption(item, place if training else None)
+                for item, place, drop in zip(items, places, dropped, strict=True)
+            ]
             if self.states:
                 batch["context"] = torch.stack([self.states[text] for text in texts])
             else:
