@@ -108,6 +108,9 @@ class AutoencoderStage:
 
     model: Annotated[AutoencoderConfig | None, "a KL autoencoder"] = None
     vq: Annotated[VQConfig | None, "or one with a code book"] = None
+    start: Annotated[
+        str | None, "an autoencoder to go on from: its folder, a model's, a single file; model and vq may be left out",
+    ] = None
     loss: Annotated[AutoencoderLossConfig, "what it is trained for"] = field(default_factory=AutoencoderLossConfig)
     discriminator: Annotated[DiscriminatorConfig, "its judge, where loss.adversarial is not 0"] = field(
         default_factory=DiscriminatorConfig
@@ -121,8 +124,10 @@ class AutoencoderStage:
     train: Annotated[TrainConfig, "how"] = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (self.vq is None):
-            raise ConfigError("[autoencoder] needs one of the tables model and vq.")
+        if (self.model is None) == (self.vq is None) and (self.start is None or self.model is not None):
+            raise ConfigError("[autoencoder] needs one of the tables model and vq, or start.")
+        if self.start is not None and self.first_log_variance is not None:
+            raise ConfigError("first_log_variance is for autoencoders that begin with nothing: not with start.")
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,16 @@ class DiffusionStage:
     unet: Annotated[UNetConfig | None, "the network, for text"] = None
     unconditional: Annotated[UnconditionalUNetConfig | None, "the network, for none and class"] = None
     dit: Annotated[DiTConfig | None, "or a transformer, for none and class, on latents"] = None
-    autoencoder: Annotated[Path | None, "folder of a trained one; unless given, the run's own vae"] = None
-    text_encoder: Annotated[Path | None, "model folder that has one; unless given, the run's own"] = None
-    text: Annotated[ClipTextConfig | None, "a text encoder trained with the denoiser, from nothing"] = None
+    start: Annotated[
+        str | None,
+        "a model to go on from: a folder, a run, a single file, a name on the hub, or the folder of the network alone; "
+        "the network's table may be left out",
+    ] = None
+    autoencoder: Annotated[Path | None, "folder of a trained one; unless given, the run's own vae, or start's"] = None
+    text_encoder: Annotated[Path | None, "model folder that has one; unless given, the run's own, or start's"] = None
+    text: Annotated[
+        ClipTextConfig | None, "a text encoder trained with the denoiser, from nothing; or start's, as it is there",
+    ] = None
     vocab_size: Annotated[int, "tokens at most of the tokenizer that is trained for ``text``"] = 2048
     schedule: Annotated[ScheduleConfig, "of the noise"] = field(default_factory=ScheduleConfig)
     prediction: Annotated[Literal["epsilon", "v_prediction", "sample", "flow"], "what the network says"] = "epsilon"
@@ -182,7 +194,7 @@ class DiffusionStage:
     def __post_init__(self) -> None:
         wanted = ("unet",) if self.conditioning == "text" else ("unconditional", "dit")
         given = [name for name in ("unet", "unconditional", "dit") if getattr(self, name) is not None]
-        if len(given) != 1 or given[0] not in wanted:
+        if len(given) > 1 or (not given and self.start is None) or not set(given) <= set(wanted):
             raise ConfigError(
                 f"[diffusion] with conditioning = {self.conditioning!r} needs the table {' or '.join(wanted)} alone."
             )

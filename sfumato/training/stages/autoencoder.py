@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import ConfigError
+from sfumato.families.autoencoders import read_autoencoder
 from sfumato.models.autoencoder import Autoencoder
 from sfumato.models.discriminator import Discriminator
 from sfumato.models.latents import Gaussian
@@ -26,6 +27,7 @@ from sfumato.training.material import Material
 from sfumato.training.order import Order, Place, normals
 from sfumato.training.perceptual import open_perceptual
 from sfumato.training.recipe import AutoencoderStage, Recipe
+from sfumato.training.start import begin, settle
 
 MEASURED = 512
 """Pictures on which the scale of the latents is measured, and at most so many are evaluated."""
@@ -72,17 +74,26 @@ class AutoencoderTraining:
         self.material, self.root, self.seed = material, root, recipe.seed
         if self.config.train.gradient_checkpointing:
             raise ConfigError("gradient_checkpointing is for denoisers alone: leave it out of [autoencoder.train].")
+        part = None if self.config.start is None else read_autoencoder(self.config.start)
+        if part is not None:
+            name = "vq" if part.kind == "VQModel" else "model"
+            if part.kind not in ("VQModel", "AutoencoderKL"):
+                raise ConfigError(f"start = {self.config.start!r}: an {part.kind} cannot be trained here.")
+            settled = settle(part, self.config.model or self.config.vq, f"autoencoder.{name}")
+            self.config = replace(self.config, **{"model": None, "vq": None, name: settled})
         torch.manual_seed(recipe.seed)
         if self.config.model is not None:
             net = Autoencoder(self.config.model)
             if self.config.first_log_variance is not None:
                 begin_certain(net, self.config.first_log_variance)
-            if self.config.model.shortcut:
+            if self.config.model.shortcut and part is None:
                 begin_linear(net, [material.pixels(part) for part in material.batches(material.training[:MEASURED])])
             self.network = Roundtrip(net)
         else:
             assert self.config.vq is not None
             self.network = Roundtrip(VQAutoencoder(self.config.vq))
+        if part is not None:
+            begin(self.network.net, part)
         for width, height in material.sizes:
             if width % self.network.net.factor or height % self.network.net.factor:
                 raise ConfigError(

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from sfumato.checkpoints.diffusers import read_part
+from sfumato.checkpoints.parts import Part
 from sfumato.core.errors import ConfigError, DataError
 from sfumato.families.dit import class_of
 from sfumato.models.clip_text import ClipText
@@ -34,6 +35,7 @@ from sfumato.training.order import Order, Place, normals
 from sfumato.training.plain_drawing import draw
 from sfumato.training.recipe import DiffusionStage, Recipe
 from sfumato.training.stages.clip import framed_ids
+from sfumato.training.start import Start, begin, open_start, settle, shared_embedding
 
 EVALUATED = 256
 """Held-out pictures on which the loss is measured, at most; each at one time and with one noise, always the same."""
@@ -41,6 +43,15 @@ EVALUATED = 256
 HELD_OUT_EPOCH = 1 << 20
 """An epoch that no training reaches: its places draw the held-out times and noises."""
 
+
+TABLES = {
+    "UNet2DConditionModel": "unet", "UNet2DModel": "unconditional", "DiTTransformer2DModel": "dit",
+    "Transformer2DModel": "dit",
+}
+"""Class of a network that may be gone on from -> the recipe's table of it."""
+
+TOKENIZERS_OWN = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Settings of a text encoder that follow from its tokenizer."""
 
 SHOWN = 8
 """Pictures drawn for the eye where the recipe does not say of what."""
@@ -82,6 +93,8 @@ class DiffusionTraining:
         assert recipe.diffusion is not None
         self.config: DiffusionStage = recipe.diffusion
         self.recipe, self.material, self.root, self.seed = recipe, material, root, recipe.seed
+        self.start = None if self.config.start is None else open_start(self.config.start, self.config.prediction)
+        begun = None if self.start is None else self._settle(self.start)
         self.objective = Denoise(self.config.loss, self.config.schedule.build(), PREDICTIONS[self.config.prediction])
         if self.config.cache and self.config.space == "latent" and material.config.framing.crop == "random":
             raise ConfigError("Random crops cannot be cached: set diffusion.cache = false, or center the crop.")
@@ -96,7 +109,7 @@ class DiffusionTraining:
         self.codec: Codec | None = None
         self.scale, self.shift = 1.0, 0.0
         if self.config.space == "latent":
-            self._open_autoencoder(self.config.autoencoder or root / "vae")
+            self._open_autoencoder()
         self.frozen: ClipText | None = None
         text = self._open_text() if self.config.conditioning == "text" else None
         if self.config.unet is not None:
@@ -109,6 +122,8 @@ class DiffusionTraining:
             assert self.config.unconditional is not None
             unet = UnconditionalUNet(self.config.unconditional)
         self._check_channels(unet)
+        if begun is not None:
+            begin(unet, begun, shared_embedding(begun) if isinstance(unet, DiT) else None)
         self.network = Denoiser(unet, text, self.config.train.gradient_checkpointing)
         self.players: dict[str, nn.Module] = {"denoiser": self.network}
         self.rates = {"denoiser": 1.0}
@@ -117,19 +132,50 @@ class DiffusionTraining:
         if self.config.cache:
             self._fill_caches()
 
-    def _open_autoencoder(self, folder: Path) -> None:
-        if not (folder / "config.json").is_file():
+    def _settle(self, start: Start) -> Part:
+        """The network to go on from, whose config is the recipe's from now on."""
+        texts = self.config.conditioning == "text"
+        part = start.part(tuple(kind for kind, table in TABLES.items() if (table == "unet") == texts))
+        name = TABLES[part.kind]
+        given = self.config.unet or self.config.unconditional or self.config.dit
+        config = settle(part, given, f"diffusion.{name}")
+        for more in ("addition_embed_type", "class_embed_type"):
+            if getattr(config, more, None) is not None:
+                raise ConfigError(f"{part.where}: {more} = {getattr(config, more)!r} is not trained here.")
+        self.config = replace(self.config, **{name: config})
+        start.agree(from_diffusers(scheduler_config(self.config)))
+        return part
+
+    def _open_autoencoder(self) -> None:
+        """The recipe's, the run's own, or that of the model to go on from."""
+        folder = self.config.autoencoder or self.root / "vae"
+        given = None if self.start is None else self.start.parts.get("vae")
+        if self.config.autoencoder is None and self.recipe.autoencoder is None and given is not None:
+            part = given
+        elif (folder / "config.json").is_file():
+            part = read_part(folder)
+        else:
             raise ConfigError(f"There is no autoencoder in {folder}: train one first, or name one with autoencoder.")
-        part = read_part(folder)
-        codec = part.load().requires_grad_(False)
+        codec = part.load(torch.float32).requires_grad_(False)
         self.codec, self.factor = codec, codec.factor
         self.scale, self.shift = part.config.scaling_factor, getattr(part.config, "shift_factor", None) or 0.0
         self.latent_channels = getattr(part.config, "dim", part.config.latent_channels)
-        self.codec_folder = folder
+        self.codec_part = part
 
     def _open_text(self) -> ClipText | None:
         """The tokenizer, and the text encoder: given back where it is to be trained, else kept frozen."""
         config = self.config
+        given = None if self.start is None else self.start.parts.get("text_encoder")
+        if given is not None and config.text_encoder is None and self.recipe.clip is None:
+            assert self.start is not None
+            self.tokenizer, self.text_config = self.start.tokenizers["tokenizer"], given.config
+            if config.text is None:
+                self.frozen = given.load(torch.float32).requires_grad_(False)
+                return None
+            of_tokenizer = {name: getattr(given.config, name) for name in TOKENIZERS_OWN}
+            settle(given, replace(config.text, **of_tokenizer), "diffusion.text")
+            begin(encoder := ClipText(given.config), given)
+            return encoder
         if config.text is not None:
             self.tokenizer = tokenizers.train(self.material.texts(self.material.training), config.vocab_size)
             self.tokenizer.length = config.text.max_position_embeddings
@@ -143,7 +189,7 @@ class DiffusionTraining:
             raise ConfigError(f"{folder} has no text_encoder: train CLIP first, name a folder, or give the table text.")
         self.tokenizer = tokenizers.load(folder / "tokenizer")
         part = read_part(folder / "text_encoder")
-        self.text_config, self.frozen = part.config, part.load().requires_grad_(False)
+        self.text_config, self.frozen = part.config, part.load(torch.float32).requires_grad_(False)
         return None
 
     def _check_patches(self, side: int, patch: int) -> None:
@@ -331,8 +377,8 @@ class DiffusionTraining:
         put_part(self.root, name, kind, config, unet)
         parts = {name: kind}
         if self.codec is not None:
-            if self.codec_folder.resolve() != (self.root / "vae").resolve() and not (self.root / "vae").exists():
-                part = read_part(self.codec_folder)
+            if not (self.root / "vae").exists():
+                part = self.codec_part
                 put_part(self.root, "vae", part.kind, part.config, {n: t.read() for n, t in part.tensors.items()})
             parts["vae"] = read_part(self.root / "vae").kind
         if self.config.conditioning == "text":
