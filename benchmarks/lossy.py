@@ -1,7 +1,8 @@
 """What each lossy mode gains and costs on sfumato's own model: seconds and PSNR beside the exact picture.
 
 ``python -m benchmarks.lossy --model FOLDER --vae-tiny FOLDER --prompts N``. A turn is one prompt, drawn exactly and in
-each mode, at the model's default steps and guidance. What is found goes to ``benchmarks/results`` and to
+each mode, at the model's default steps and guidance; a model that is told nothing (``recipes/emoji-dit.toml``) draws
+what its seeds give, in 25 steps without guidance. What is found goes to ``benchmarks/results`` and to
 ``sfumato/engine/lossy/measured.json``, which the notes of lossy pictures quote; a run of fewer prompts keeps nothing.
 """
 
@@ -44,9 +45,13 @@ def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PRO
     fast = ",".join(map(str, lossy.read(("fast",), plain.model)))
     subjects |= {fast: (plain, ("fast",)), INT8: (coarse, ())}
 
+    texts = bool(plain.model.text_parts)
+    asked: dict[str, Any] = {} if texts else {"steps": 25, "cfg_scale": 1.0}
+
     def draw(label: str, seed: int) -> Tensor:
         pipe, modes = subjects[label]
-        return torch.from_numpy(pipe(PROMPTS[seed], seed=seed, lossy=modes).pictures[0].pixels)
+        made = pipe(PROMPTS[seed] if texts else "", seed=seed, lossy=modes, **asked)
+        return torch.from_numpy(made.pictures[0].pixels)
 
     for label in subjects:
         draw(label, 0)
@@ -68,7 +73,7 @@ def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PRO
             print(f"{label} is left out: it changes nothing in this model.")
             del quality[label], measured[label]
 
-    settled = plain(PROMPTS[0], seed=0).pictures[0].recipe["request"]
+    settled = plain(PROMPTS[0] if texts else "", seed=0, **asked).pictures[0].recipe["request"]
     size = f"{settled['width']} x {settled['height']}, {settled['steps']} steps, guidance {settled['cfg_scale']:g}"
     row = Row(
         f"{shown(model)}, {size}, {prompts} prompts", measured,
@@ -78,14 +83,15 @@ def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PRO
     if prompts < len(PROMPTS):
         print(table([row]))
         return
-    report("lossy", [row], about)
+    report("lossy" if model == MODEL else f"lossy_{shown(model)}", [row], about)
     seconds = {label: median(taken.seconds) for label, taken in measured.items()}
     modes = {
         label: {"psnr": round(median(q), 2), "faster": round(seconds["exact"] / seconds[label], 3)}
         for label, q in quality.items()
     }  # fmt: skip
     where = f"{row.name} (medians; {about['processor']}, {about['threads']} threads)"
-    KEPT.write_text(json.dumps({"on": where, "modes": modes}, indent=1) + "\n", encoding="utf-8")
+    kept = {**json.loads(KEPT.read_text(encoding="utf-8")), shown(model): {"on": where, "modes": modes}}
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

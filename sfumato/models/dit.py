@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.core.errors import ConfigError
 from sfumato.nn.conditioning import Conditioning
+from sfumato.nn.deep import Deep
 from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
 from sfumato.nn.layers import Conv2d, Linear, ModulatedNorm, TanhGELU
 from sfumato.nn.rows import expand_rows
@@ -246,6 +247,13 @@ class DiT(nn.Module):
         """In the order in which they run."""
         return iter(cast("Iterator[DiTBlock]", self.transformer_blocks))
 
+    def _inner(self, deep: Deep) -> tuple[int, int]:
+        """The first of the inner blocks, and the first behind them."""
+        count = self.config.num_layers
+        if not 0 < deep.outer < count:
+            raise ConfigError(f"This DiT has {count} blocks; 1 to {count - 1} are outer.")
+        return deep.outer // 2, count - (deep.outer + 1) // 2
+
     def prepare_times(self, t: Tensor, conditioning: Conditioning | None = None) -> Times:
         """Everything that depends on time and class and not on the picture, for a whole schedule.
 
@@ -283,6 +291,7 @@ class DiT(nn.Module):
         t: Tensor | float | Times,
         conditioning: Conditioning | None = None,
         run: Callable[..., Tensor] = call,
+        deep: Deep | None = None,
     ) -> Tensor:
         """What the network sees in x: its noise, its velocity, whatever it was trained to tell.
 
@@ -292,12 +301,14 @@ class DiT(nn.Module):
             conditioning: R rows with ``labels`` where the config names classes; the number of classes itself stands
                 for none of them. R is a multiple of B; row r is for picture ``r mod B``.
             run: how each block is run; see ``sfumato.nn.stage.call``.
+            deep: what the inner blocks add to the tokens. With a value they are not run: it is added in their place.
+                Of ``outer`` blocks one half stands before them, the other (and the odd one) behind them.
 
         Returns:
             [R, out_channels, H, W]; where the variance is learned, its half is the second.
 
         Raises:
-            ConfigError: labels are wanted and not given; H or W cannot be cut into patches.
+            ConfigError: labels are wanted and not given; H or W cannot be cut into patches; no block is an inner one.
         """
         patch, width = self.config.patch_size, self.config.width
         height, across = (side // patch for side in x.shape[-2:])
@@ -313,8 +324,20 @@ class DiT(nn.Module):
         h = expand_rows(h, max(len(x), len(t)))  # [R, N, width]; [B, N, width] where all rows of a picture are equal
         shifts = t.shifts if len(t) == 1 else expand_rows(t.shifts, len(h))
         shifts = shifts.reshape(len(shifts), -1, width)  # [R or 1, 6 a block and 2, width]
-        for i, block in enumerate(self.blocks()):
-            h = run(block, h, shifts[:, 6 * i : 6 * i + 6])
+        blocks = [(block, shifts[:, 6 * i : 6 * i + 6]) for i, block in enumerate(self.blocks())]
+        first, last = (0, len(blocks)) if deep is None else self._inner(deep)
+        for block, shift in blocks[:first]:
+            h = run(block, h, shift)
+        if deep is not None and deep.value is not None:
+            h = h + deep.value[: len(h)]  # further rows are those of the same pictures
+        else:
+            before = None if deep is None else h
+            for block, shift in blocks[first:last]:
+                h = run(block, h, shift)
+            if deep is not None and before is not None:
+                deep.value = h - before
+        for block, shift in blocks[last:]:
+            h = run(block, h, shift)
         shift, scale = shifts[:, -2:, None].unbind(1)  # [R or 1, 1, width] each
         y = self.proj_out_2(self.norm_out(h, shift, scale))  # [R, N, patch * patch * C]
         y = y.view(len(y), height, across, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)

@@ -1,6 +1,7 @@
 """All three stages, tiny, from pictures to a model folder."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 
 import sfumato
 from sfumato.checkpoints.diffusers import read_folder
@@ -269,8 +271,11 @@ def test_a_transformer_is_trained_on_classes_and_draws_them(model: Path, tmp_pat
 
 def test_a_transformer_is_trained_on_pictures_alone(model: Path, pictures: Path, tmp_path: Path) -> None:
     dit = {**DIT, "out_channels": None, "num_embeds_ada_norm": 0}
+    shutil.copytree(model / "vae", tmp_path / "half")
+    weights = tmp_path / "half" / "diffusion_pytorch_model.safetensors"
+    save_file(weights, lazy_all(load_file(model / "vae" / weights.name)), dtype=torch.float16)
     tables: dict[str, Any] = {
-        "conditioning": "none", "autoencoder": str(model / "vae"), "dit": dit, "train": TRAIN,
+        "conditioning": "none", "autoencoder": str(tmp_path / "half"), "dit": dit, "train": TRAIN,
         "schedule": {"kind": "flow"}, "prediction": "flow", "prompts": [""], "sample_steps": 2,
     }
     assert run(recipe(pictures, diffusion=tables), tmp_path, lambda text: None)

@@ -18,6 +18,7 @@ LOSSY = Registry(
     kind="lossy mode",
     targets={
         "deepcache": "sfumato.engine.lossy.deepcache:DeepCache",
+        "block_cache": "sfumato.engine.lossy.block_cache:BlockCache",
         "interval": "sfumato.engine.lossy.interval:GuidanceInterval",
         "token_merging": "sfumato.engine.lossy.token_merging:TokenMerging",
         "tiny_decoder": "sfumato.engine.lossy.tiny_decoder:TinyDecoder",
@@ -26,7 +27,7 @@ LOSSY = Registry(
 )
 """Each is a dataclass; ``name:value:value`` gives its fields in order, and what is left out has its default."""
 
-FAST = ("deepcache", "interval", "tiny_decoder")
+FAST = ("deepcache", "block_cache", "interval", "tiny_decoder")
 """What ``fast`` stands for: those of these, with their defaults, that the model at hand can do."""
 
 
@@ -76,23 +77,26 @@ def notes(modes: "Sequence[Lossy]") -> list[str]:
         return []
     said = f"Lossy, as asked for: {'; '.join(f'{mode} ({mode.title})' for mode in modes)}."
     together = ",".join(map(str, modes))
-    return [f"{said} {costs([together] if together in measured()['modes'] else [*map(str, modes)])}"]
+    known = any(together in subject["modes"] for subject in measured().values())
+    return [f"{said} {costs([together] if known else [*map(str, modes)])}"]
 
 
 def costs(names: Sequence[str]) -> str:
-    """What was measured of modes, by their names with all values, in a sentence."""
-    known = measured()
-    found = [
-        f"{name}: {known['modes'][name]['psnr']:.1f} dB PSNR to the exact picture, "
-        f"{known['modes'][name]['faster']:.2f} times faster"
-        for name in names if name in known["modes"]
-    ]
-    return f"Measured on {known['on']}: {'; '.join(found)}." if found else "Never measured with these values."
+    """What was measured of modes, by their names with all values: a sentence for each model that they were tried on."""
+    told = []
+    for subject in measured().values():
+        found = [
+            f"{name}: {subject['modes'][name]['psnr']:.1f} dB PSNR to the exact picture, "
+            f"{subject['modes'][name]['faster']:.2f} times faster"
+            for name in names if name in subject["modes"]
+        ]
+        told += [f"Measured on {subject['on']}: {'; '.join(found)}."] if found else []
+    return " ".join(told) or "Never measured with these values."
 
 
 @cache
 def measured() -> dict[str, Any]:
-    """What ``python -m benchmarks.lossy`` wrote: ``on`` which model, and by modes what they gain and cost.
+    """What ``python -m benchmarks.lossy`` wrote, by models: ``on`` what exactly, and by modes what they gain and cost.
 
     ``int8`` stands among the modes; it is one of the model (``quantize``).
     """
