@@ -79,7 +79,8 @@ def loading_of(recipe: Mapping[str, Any], asked: Loading, where: str) -> Loading
     given = {name: value for name, value in vars(asked).items() if value is not None}
     model = table(recipe, "model")
     own = {} if "model" in given else {**table(model, "opened"), "model": model.get("name")}
-    told = {"dtype": recipe.get("dtype"), "refiner": table(recipe, "refiner").get("name"), **own}
+    beside = {name: table(recipe, name).get("name") for name in ("refiner", "vae_tiny")}
+    told = {"dtype": recipe.get("dtype"), **beside, **own}
     found = from_dict(Loading, {**told, **given}, where)
     if found.model is None:
         raise ConfigError(f"{where} does not say with which model it was drawn. Name a model with --model.")

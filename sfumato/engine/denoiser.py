@@ -11,6 +11,7 @@ from sfumato.engine.timetable import Timetable
 from sfumato.guidance.types import Guidance
 from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.embeddings import Times
+from sfumato.nn.rows import expand_rows
 from sfumato.noise.prediction import Prediction
 from sfumato.sampling.types import Estimate, Query
 
@@ -166,6 +167,7 @@ class Denoiser:
         for shortcuts in zip(*(ask.shortcuts for ask in asks), strict=True):
             network = shortcuts[0].around(network, shortcuts, named)
         output = network(x, t, self._join([parts[i][j] for i, j in places])).float()
+        output = expand_rows(output, sum(place.rows for place in named))  # B rows of a network that is told nothing
 
         answers: list[dict[str, Tensor]] = [{} for _ in asks]
         pieces = torch.split(output, [place.rows for place in named])

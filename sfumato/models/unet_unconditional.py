@@ -197,8 +197,8 @@ class UnconditionalUNet(nn.Module):
                     h = run(attention, h)
             for upsampler in stage.upsamplers:
                 h = _resample(upsampler, h, shifts)  # [B, C', 2H, 2W]
-        y: Tensor = self.conv_out(self.conv_norm_out(h, silu=True))  # [B, out_channels, H, W]
-        return y
+        y: Tensor = self.conv_out(self.conv_norm_out(h, silu=True))  # [B or R, out_channels, H, W]
+        return expand_rows(y, rows)  # fewer where prepared times are the same for all rows of a picture
 
 
 def _resample(module: nn.Module, h: Tensor, shifts: Iterator[Tensor]) -> Tensor:

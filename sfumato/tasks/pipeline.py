@@ -1,9 +1,10 @@
 """The Python face: ``pipe = sfumato.load(source); pipe("a red apple").images[0]``."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from sfumato.core.errors import ConfigError
+from sfumato.core.errors import ConfigError, RequestError
 from sfumato.core.request import Request
 from sfumato.core.shipped import SHIPPED
 from sfumato.core.sizes import parse_bytes
@@ -58,6 +59,7 @@ class Pipeline:
 
     Attributes:
         is_ready: whether the networks are as fast as they shall be.
+        packed: whether their layers were replaced for that, so that they can no longer rest in their files.
 
     >>> pipe = sfumato.load("path/to/model")
     >>> pipe("a red apple", steps=30, seed=7).images[0].save("apple.png")
@@ -66,7 +68,7 @@ class Pipeline:
     def __init__(self, model: Model, refiner: Model | None = None, max_memory: str | int | None = None) -> None:
         self.model, self.refiner = model, refiner
         self.limit = None if max_memory is None else parse_bytes(max_memory)
-        self.is_ready = True
+        self.is_ready, self.packed = True, False
 
     def make_ready(self, int8: bool = False) -> None:
         """Make the networks fast now, and not before the first picture: reading and packing all weights takes a while.
@@ -76,7 +78,9 @@ class Pipeline:
         """
         if not self.is_ready:
             for model in filter(None, (self.model, self.refiner)):
+                files = len(model.files)
                 make_ready(model, int8)
+                self.packed |= len(model.files) < files
             self.is_ready = True
 
     def __call__(
@@ -95,10 +99,14 @@ class Pipeline:
             RequestError: the request cannot be drawn; nothing was.
             CapacityError: it cannot be drawn in that memory.
         """
-        said = {"prompt": prompt} if prompt else {}
-        request = prompt if isinstance(prompt, Request) else aliases.request({**said, **fields})
+        request = requested(prompt, fields)
         limit = self.limit if max_memory is None else parse_bytes(max_memory)
         task = TASKS.get(request.task)
+        if limit is not None and self.packed:
+            raise RequestError(
+                "max_memory comes too late: the networks were made fast for the pictures before, and their weights "
+                "stay in memory as they are now. Give max_memory to sfumato.load, or open the model once more."
+            )
         if limit is None:
             self.make_ready()
             result: Result = task(self.model, request, on_step, self.refiner)
@@ -114,3 +122,21 @@ class Pipeline:
             again: measure this machine even if it is known.
         """
         return Forecaster(self.model, request, rates(self.model.device, self.model.dtype, again), self.refiner)
+
+
+def requested(prompt: str | Request, fields: Mapping[str, Any]) -> Request:
+    """The request of a call.
+
+    Raises:
+        RequestError: the same is said twice, or what no request has; see ``aliases.request``.
+    """
+    if isinstance(prompt, Request):
+        if fields:
+            raise RequestError(
+                f"A whole Request was given, and {', '.join(fields)} beside it: put everything into the Request "
+                "(dataclasses.replace makes a changed copy)."
+            )
+        return prompt
+    if prompt and fields.get("prompt") is not None:
+        raise RequestError(f"Two prompts were given, {prompt!r} and {fields['prompt']!r}: leave one out.")
+    return aliases.request({**({"prompt": prompt} if prompt else {}), **fields})

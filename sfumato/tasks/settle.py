@@ -71,6 +71,11 @@ def settle(request: Request, model: Model) -> Settled:
     for name in OPTIONAL:
         if getattr(request, name) is not None and name not in family.uses:
             raise RequestError(f"{name} means nothing to {family.title}; leave it out.")
+    if request.sigmas is not None and request.steps not in (None, len(request.sigmas) - 1):
+        raise RequestError(
+            f"steps = {request.steps}, and there are {len(request.sigmas)} sigmas, which are {len(request.sigmas) - 1} "
+            "steps: leave steps out."
+        )
     blanks = {**family.defaults, "width": model.size, "height": model.size, "seed": secrets.randbits(32)}
     request = replace(request, **{name: value for name, value in blanks.items() if getattr(request, name) is None})
     assert request.width is not None  # these were blanks, and are filled
@@ -116,8 +121,17 @@ def settle(request: Request, model: Model) -> Settled:
 
 
 def plan_for(request: Request, model: Model) -> Plan:
-    """How this model is sampled when the request may name a sampler, a spacing, or both in one ("DPM++ 2M Karras")."""
+    """How this model is sampled when the request may name a sampler, a spacing, or both in one ("DPM++ 2M Karras").
+
+    Raises:
+        RequestError: an unknown name, or two spacings.
+    """
     sampler, spacing = (None, None) if request.sampler is None else resolve(request.sampler)
     if request.spacing is not None and fold(request.spacing) != AUTOMATIC:
-        spacing = SPACINGS.canonical(request.spacing)
+        named, spacing = spacing, SPACINGS.canonical(request.spacing)
+        if named not in (None, spacing):
+            raise RequestError(
+                f"sampler = {request.sampler!r} names the spacing {named}, and spacing = {request.spacing!r} another: "
+                "leave one out."
+            )
     return from_diffusers(model.scheduler, sampler, spacing)

@@ -64,6 +64,14 @@ def test_a_picture_of_two_models_is_drawn_again(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out.endswith("identical: every pixel\n")
 
 
+def test_what_a_tiny_decoder_decoded_is_drawn_again_with_it(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.tiny_autoencoder().save_pretrained("tiny")
+    line = ["a red apple", "-m", model, "--vae-tiny", "tiny", "--lossy", "tiny_decoder", "-o", "tiny.png", *SMALL]
+    assert main(line) == 0
+    assert main(["replay", "tiny.png", "--verify", "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith("identical: every pixel\n")
+
+
 def test_a_prompt_becomes_a_picture_in_the_files_that_the_readme_names(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

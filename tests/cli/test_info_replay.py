@@ -116,16 +116,17 @@ def test_replay_says_how_much_differs_and_what_has_changed(
 
 def test_replay_opens_the_model_as_it_was_opened(fake: Fake, tmp_path: Path) -> None:
     drawn = paint(REQUEST)
-    told = {**drawn.recipe, "refiner": {"name": "models/refiner"}}
+    told = {**drawn.recipe, "refiner": {"name": "models/refiner"}, "vae_tiny": {"name": "models/tiny"}}
     told["model"] = {**told["model"], "opened": {"vae": "soft", "variant": "fp16"}}
     Picture(drawn.image, told).save(tmp_path / "wall.png")
     assert main(["replay", "wall.png", "--verify"]) == 0
     assert {name: value for name, value in fake.loaded.items() if value is not None} == {
         "source": "models/grey", "dtype": "float32", "refiner": "models/refiner", "vae": "soft", "variant": "fp16",
+        "vae_tiny": "models/tiny",
     }
     assert main(["replay", "wall.png", "--verify", "--model", "other", "--refiner", "another"]) == 0
     assert {name: value for name, value in fake.loaded.items() if value is not None} == {
-        "source": "other", "dtype": "float32", "refiner": "another",
+        "source": "other", "dtype": "float32", "refiner": "another", "vae_tiny": "models/tiny",
     }
 
 

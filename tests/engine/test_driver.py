@@ -241,3 +241,26 @@ def test_times_computed_beforehand_change_nothing(depends: bool, scales: tuple[f
         results.append(run(jobs))
     for plain, timed in zip(*results, strict=True):
         torch.testing.assert_close(plain, timed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [None, 3], ids=["told nothing", "one class for both"])
+def test_conditionings_that_make_no_difference_leave_the_picture_alone(classes: int | None) -> None:
+    from sfumato.engine.timetable import Timetable
+    from sfumato.models.unet_unconditional import UnconditionalUNet, UnconditionalUNetConfig
+
+    torch.manual_seed(0)
+    unet = UnconditionalUNet(UnconditionalUNetConfig(
+        in_channels=2, out_channels=2, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4, layers_per_block=1, num_class_embeds=classes,
+    )).eval()  # fmt: skip
+    told = Conditioning() if classes is None else Conditioning(labels=torch.tensor([1]))
+    rows = {"positive": told, "negative": told}
+    results = []
+    for scale, ready in ((3.0, True), (3.0, False), (1.0, False)):
+        x = Streams([7, 8], (2, 8, 8), CPU, "philox")() * SIGMAS[0]
+        with torch.inference_mode():
+            table = Timetable(unet, FRAME, SIGMAS, rows) if ready else None
+        both = {name: row.map(lambda t: t.expand(2)) for name, row in rows.items()}
+        results += run([Job(euler(x, SIGMAS), SIGMAS, Denoiser(unet), FRAME, Scaled(scale), both, timetable=table)])
+    for guided in results[:2]:
+        torch.testing.assert_close(guided, results[2], rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ from sfumato.models.unet_unconditional import (
     UnconditionalUNetConfig,
 )
 from sfumato.nn.conditioning import Conditioning
+from sfumato.nn.embeddings import Times
 from tests.parity.peers import randomise, relative_error, shapes
 
 CLASS = "UNet2DModel"
@@ -86,6 +87,18 @@ def test_prepared_times_and_shared_rows(name: str) -> None:
     table = network.prepare_times(torch.tensor([900.0, 40.0]), conditioning)
     assert relative_error(network(x, table[1], conditioning), expected) <= 1e-12
     assert relative_error(network(x, torch.tensor([40, 40]), conditioning), expected) <= 1e-12
+
+
+@torch.no_grad()
+def test_times_that_all_rows_share_serve_more_rows_than_pictures() -> None:
+    """As guidance asks where positive and negative are the same class: one row of times, and two answers a picture."""
+    network, _ = pair(TINY["classes"])
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    told = Conditioning(labels=torch.tensor([4]))
+    for shared in (1, 2):
+        times = Times(network.prepare_times(torch.tensor([40.0]), told)[0].shifts.expand(shared, -1))
+        found = network(x, times, Conditioning(labels=torch.tensor([4, 4, 4, 4])))
+        assert relative_error(found, network(x, 40, told).repeat(2, 1, 1, 1)) <= 1e-6
 
 
 @pytest.mark.parametrize("name", UNCONDITIONAL_UNETS)

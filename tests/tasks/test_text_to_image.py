@@ -9,6 +9,7 @@ import torch
 
 import sfumato
 from sfumato.core.errors import CheckpointError, NumericError, RequestError
+from sfumato.core.request import Request
 from sfumato.engine.driver import Cancelled, Progress
 from sfumato.nn import native
 from sfumato.tasks.pipeline import Pipeline
@@ -58,8 +59,21 @@ def test_a_limit_for_one_request_leaves_the_next_as_it_would_be(folder: Path) ->
     assert np.array_equal(one, two)
 
 
+def test_a_limit_that_comes_too_late_is_refused(folder: Path) -> None:
+    if not native.available():
+        pytest.skip("without native kernels nothing is packed")
+    pipe = sfumato.load(str(folder), device="cpu")
+    pipe("a cat", seed=3, **STEPS)
+    with pytest.raises(RequestError, match="comes too late"):
+        pipe("a cat", max_memory="8GB", **STEPS)
+
+
+def test_a_whole_request_stands_alone(pipe: Pipeline) -> None:
+    with pytest.raises(RequestError, match="cfg_scale beside it"):
+        pipe(Request("a cat", seed=3, **STEPS), cfg_scale=2.0)
+
+
 def test_more_pictures_than_rows_are_drawn_in_turn(pipe: Pipeline) -> None:
-    from sfumato.core.request import Request
     from sfumato.engine.residence import Holding
     from sfumato.tasks.text_to_image import text_to_image
 
@@ -111,6 +125,9 @@ def test_eta_reaches_the_sampler_or_is_refused(pipe: Pipeline) -> None:
         ({"refiner_start": 0.8}, "means nothing"),
         ({"steps": 2000}, "1000"),
         ({"prompt_weighting": "invoke"}, "compel|a1111"),
+        ({"prompt": "a dog"}, "Two prompts"),
+        ({"steps": 4, "sigmas": (3.0, 1.0, 0.0)}, "2 steps"),
+        ({"sampler": "DPM++ 2M Karras", "spacing": "exponential"}, "leave one out"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_paragraph(pipe: Pipeline, fields: dict[str, Any], said: str) -> None:
