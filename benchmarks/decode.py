@@ -1,63 +1,54 @@
-"""SD1.5's decoder beside diffusers' on the same weights (random, of true size), at 256 and 512 pixels.
+"""SD1.5's decoder beside the peers' on the same weights (random, of true size), at 256 and 512 pixels.
 
 Each subject has its own process, and the allocator that its user would have: glibc's own, or sfumato's setting of it.
 """
 
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
 
-from benchmarks.harness import Process, compare, machine, report
-from sfumato.engine.allocator import keep_freed_memory
-from sfumato.engine.pack import FAST, pack
-from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
-
-WORK = {256: 622e9, 512: 2514e9}
-"""Operations of one picture, by its side in pixels, direct convolutions counted as such."""
+from benchmarks import openvino_peer, peers
+from benchmarks.harness import Made, Process, Subject, compare
+from benchmarks.options import options
+from benchmarks.report import machine, report
+from sfumato.models.autoencoder import AutoencoderConfig
 
 
-def main(sizes: tuple[int, ...] = (256, 512), turns: int = 5) -> None:
-    about, rows = machine(), []
-    for size in sizes:
-        subjects = {"diffusers": Process(diffusers, size), "sfumato": Process(sfumato, size)}
-        rows.append(compare(f"decode, {size} x {size} pixels", subjects, turns, work=WORK.get(size, 0.0)))
-        for subject in subjects.values():
-            subject.end()
-    report("decode", rows, about)
+def main(arguments: Sequence[str] = ()) -> None:
+    flags = options(__doc__, rounds=0, turns=5)
+    flags.add_argument("--model", choices=peers.VAES, default="sd15")
+    flags.add_argument("--sizes", nargs="+", type=int, default=[256, 512], help="pixels")
+    chosen = flags.parse_args(arguments)
+    for pixels in chosen.sizes:
+        size, about, name = pixels // 8, machine(), chosen.model
+        config = peers.VAES[name]
+        subjects: dict[str, Subject] = {
+            "diffusers": Process(peers.made_decoder, config, size),
+            "diffusers compiled": Process(peers.made_decoder, config, size, True),
+            "OpenVINO": Process(openvino_peer.made_decoder, name, size),
+            "sfumato": Process(sfumato, config, size),
+        }
+        row = compare(
+            f"decode, {peers.TITLES[name]}, {pixels} x {pixels} pixels", chosen.of(subjects), chosen.turns,
+            work=peers.decoder_work(config, size), rounds=chosen.rounds,
+        )  # fmt: skip
+        report(f"decode_{name}_{pixels}", [row], about, chosen.trial)
 
 
-def latent(size: int) -> Tensor:
-    torch.manual_seed(1)
-    return torch.randn(1, 4, size // 8, size // 8)
+def sfumato(config: AutoencoderConfig, size: int) -> Made:
+    from sfumato.engine.allocator import keep_freed_memory
+    from sfumato.engine.pack import FAST, pack
+    from sfumato.models.autoencoder import Autoencoder
 
-
-def network() -> Any:
-    """The same in every process."""
-    torch.manual_seed(0)
-    built: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-    )
-    return built.eval()
-
-
-def diffusers(size: int) -> tuple[Callable[[], Tensor], dict[str, str]]:
-    autoencoder, z = network(), latent(size)
-    return lambda: autoencoder.decode(z).sample, {}
-
-
-def sfumato(size: int) -> tuple[Callable[[], Tensor], dict[str, str]]:
     keep_freed_memory()
     with torch.device("meta"):
-        autoencoder = Autoencoder(AutoencoderConfig())
-    autoencoder.load_state_dict(network().state_dict(), assign=True)
-    done, z = pack(autoencoder.eval().decoder, FAST), latent(size)
-    weights = f"{done.after / done.before:.2f} of plain, {done.winograd} transformed"
-    return lambda: autoencoder.decode(z), {"decoder's weights": weights}
+        autoencoder = Autoencoder(config)
+    autoencoder.load_state_dict(peers.autoencoder(config).state_dict(), assign=True)
+    done, z = pack(autoencoder.eval().decoder, FAST), peers.latent(config, size)
+    weights = f"weights {done.after / done.before:.2f} of plain, {done.winograd} transformed"
+    return lambda: autoencoder.decode(z), {"sfumato": done.why or weights}
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

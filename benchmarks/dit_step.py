@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Process, compare, machine, report
+from benchmarks.harness import Process, compare
+from benchmarks.report import machine, report
 from sfumato.models.dit import DITS, DiT, DiTConfig, positions
 from sfumato.nn.conditioning import Conditioning
 

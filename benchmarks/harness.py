@@ -1,20 +1,22 @@
-"""Side-by-side measurement: the subjects take turns, their outputs are compared, and what was found is kept.
+"""Side-by-side measurement: the subjects take turns, and their outputs are compared.
 
 Turns (A B A B …) let whatever else the machine does fall on all subjects, and ratios are taken turn by turn. Beside
-the time on the clock stands the processor time, which other programs disturb less.
+the time on the clock stands the processor time, which other programs disturb less. Where the subjects do not fit into
+memory side by side, each has its process for a few turns of a round, and the rounds alternate in the same way.
 """
 
-import json
 import multiprocessing
 import os
-import platform
 import resource
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from math import inf, log10
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,54 +24,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results"
-Make = Callable[..., tuple[Callable[[], Tensor], dict[str, str]]]
-"""Builds a subject: the call that does its work once, and notes for the table."""
-PACKAGES = ("torch", "diffusers", "transformers", "openvino")
+from benchmarks.report import Measured, Row
+
+Made = tuple[Callable[[], Tensor], dict[str, str]]
+"""A subject: the call that does its work once, and notes for the table."""
+Make = Callable[..., Made]
 
 
-@dataclass
-class Measured:
-    """One subject's turns.
-
-    Attributes:
-        seconds: on the clock, one a turn.
-        processor: seconds of all threads, one a turn.
-        memory: bytes that the process held at most during a turn, weights and interpreter included.
-        faults: pages that had to be fetched in a turn, the median.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-    memory: int = 0
-    faults: int = 0
-
-
-@dataclass
-class Row:
-    """One line of the table.
-
-    Attributes:
-        name: of the work.
-        subjects: by name; the first is the one that the others are compared to.
-        difference: of each subject's output to the first's, relative, in the Euclidean norm.
-        work: floating-point operations of one turn, or 0 where they are not counted.
-        peak: operations a second that this machine reached in a large matrix product.
-        notes: what else a reader should know.
-    """
-
-    name: str
-    subjects: dict[str, Measured]
-    difference: dict[str, float]
-    work: float = 0.0
-    peak: float = 0.0
-    notes: dict[str, str] = field(default_factory=dict)
-
-    def ratios(self, subject: str, kind: str = "seconds") -> list[float]:
-        """How many times faster than the first subject, turn by turn; ``kind`` is ``seconds`` or ``processor``."""
-        first = next(iter(self.subjects.values()))
-        pairs = zip(getattr(first, kind), getattr(self.subjects[subject], kind), strict=True)
-        return [theirs / own for theirs, own in pairs]
+class Absent(Exception):
+    """A peer that is not on this machine; the message says what it would need. The row goes on without it."""
 
 
 class Turn(NamedTuple):
@@ -95,29 +58,66 @@ def turn(run: Callable[[], Tensor], keep: bool = False) -> Turn:
 
 
 class Process:
-    """A subject in a process of its own, with its own allocator, whose memory can be told from the others'."""
+    """A subject in a process of its own, with its own allocator, whose memory can be told from the others'.
+
+    The process starts with its first turn. After ``end`` another turn would start it anew.
+
+    Attributes:
+        notes: what the subject said of itself, once it has started.
+    """
 
     def __init__(self, make: Make, *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, make, arguments), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.notes: dict[str, str] = self.pipe.recv()
+        self.make, self.arguments = make, arguments
+        self.notes: dict[str, str] = {}
+        self.running: tuple[BaseProcess, Connection] | None = None
 
     def turn(self, keep: bool = False) -> Turn:
-        self.pipe.send(keep)
-        found: Turn = self.pipe.recv()
+        """
+        Raises:
+            Absent: the subject cannot be had here.
+            RuntimeError: its process failed.
+        """
+        if self.running is None:
+            context = multiprocessing.get_context("spawn")
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, self.make, self.arguments), daemon=True)
+            process.start()
+            theirs.close()
+            self.running = process, pipe
+            self.notes = self._told()
+        self.running[1].send(keep)
+        found: Turn = self._told()
+        return found
+
+    def _told(self) -> Any:
+        assert self.running is not None
+        process, pipe = self.running
+        try:
+            found = pipe.recv()
+        except EOFError:
+            process.join()
+            self.running = None
+            raise RuntimeError(f"its process failed with exit code {process.exitcode}") from None
+        if isinstance(found, Absent):
+            self.end()
+            raise found
         return found
 
     def end(self) -> None:
-        self.pipe.close()
-        self.process.join()
+        if self.running is not None:
+            process, pipe = self.running
+            pipe.close()
+            process.join()
+            self.running = None
 
 
 def serve(pipe: Connection, make: Make, arguments: tuple[Any, ...]) -> None:
     """What a ``Process`` does: build, then one turn each time it is asked."""
-    run, notes = make(*arguments)
+    try:
+        run, notes = make(*arguments)
+    except Absent as why:
+        pipe.send(why)
+        return
     pipe.send(notes)
     try:
         while True:
@@ -126,49 +126,164 @@ def serve(pipe: Connection, make: Make, arguments: tuple[Any, ...]) -> None:
         return
 
 
+class Program:
+    """A subject that is a command, anew each turn, from its start to its end.
+
+    Attributes:
+        notes: what is to be said of it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], made: str = "", read: Callable[[Path], Tensor] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            command: ``{out}`` in it is where it shall write.
+            made: the ending of what it writes.
+            read: turns what it wrote into the output; without it there is none.
+            before: what is done before each turn, outside the measurement.
+        """
+        self.command, self.made, self.read, self.before = command, made, read, before
+        self.notes: dict[str, str] = {}
+
+    def turn(self, keep: bool = False) -> Turn:
+        """
+        Raises:
+            RuntimeError: the command failed.
+        """
+        if self.before is not None:
+            self.before()
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / f"out{self.made}"
+            command = [part.replace("{out}", str(out)) for part in self.command]
+            begin = time.perf_counter()
+            with (Path(folder) / "log").open("w+") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+                _, code, used = os.wait4(process.pid, 0)
+                seconds = time.perf_counter() - begin
+                process.returncode = os.waitstatus_to_exitcode(code)
+                log.seek(0)
+                said = log.read()
+            if process.returncode:
+                raise RuntimeError(f"exit code {process.returncode}: {(said.strip().splitlines() or ['?'])[-1]}")
+            output = self.read(out) if keep and self.read is not None else None
+            processor = used.ru_utime + used.ru_stime
+            return Turn(self.seconds(said, seconds), processor, used.ru_maxrss * 1024, used.ru_minflt, output)
+
+    def seconds(self, said: str, clock: float) -> float:
+        """What counts: the whole command's time, unless it tells a better figure in what it ``said``."""
+        return clock
+
+    def end(self) -> None:
+        """Nothing is left of it."""
+
+
+class Here:
+    """A subject in this process."""
+
+    def __init__(self, run: Callable[[], Tensor]) -> None:
+        self.run = run
+        self.notes: dict[str, str] = {}
+
+    def turn(self, keep: bool = False) -> Turn:
+        return turn(self.run, keep)
+
+    def end(self) -> None:
+        """It lives on."""
+
+
+Subject = Process | Program | Here
+
+
 def compare(
-    name: str, subjects: Mapping[str, Callable[[], Tensor] | Process], turns: int = 5, warmups: int = 1,
-    limit: float = 1e-4, work: float = 0.0,
+    name: str, subjects: Mapping[str, Callable[[], Tensor] | Subject], turns: int = 5, warmups: int = 1,
+    limit: float = 1e-4, work: float = 0.0, rounds: int = 0, lossy: Collection[str] = (), span: float = 0.0,
 ) -> Row:
     """Run the subjects in turns.
 
+    A subject that is absent, that fails, or whose output differs is left out, and the row's notes say why.
+
     Args:
         subjects: name to what does the work once and returns the output; the first is the reference.
-        warmups: turns of each that are not counted; at least 1.
+        turns: of each that count; in each round, where there are rounds.
+        warmups: turns of each that do not, after each start.
         limit: relative difference to the reference's output that is still the same output.
+        work: floating-point operations of a turn.
+        rounds: 0: all subjects stay alive and take their turns one by one. Else so many times each subject starts,
+            has its turns, and ends: no two are in memory at once.
+        lossy: those that may differ by more, of which the PSNR is told.
+        span: of the outputs' values, which the PSNR refers to; the reference output's own unless given.
 
     Raises:
-        AssertionError: an output differs by more; nothing is reported for unequal work.
+        RuntimeError: the reference itself cannot be had.
     """
-
-    def once(subject: Callable[[], Tensor] | Process, keep: bool = False) -> Turn:
-        return subject.turn(keep) if isinstance(subject, Process) else turn(subject, keep)
-
+    living = {label: s if isinstance(s, Subject) else Here(s) for label, s in subjects.items()}
+    first = next(iter(living))
     outputs: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
-    for label, subject in subjects.items():
-        for _ in range(warmups):
-            output = once(subject, keep=True).output
-            assert output is not None
-            outputs[label] = output.double()
-        if isinstance(subject, Process):
-            notes |= subject.notes
-    truth = next(iter(outputs.values()))
-    difference = {label: float((y - truth).norm() / truth.norm()) for label, y in outputs.items()}
-    for label, far in difference.items():
-        assert far <= limit, f"{name}: {label} differs from the reference by {far:.1e}, more than {limit:.0e}"
-    measured = {label: Measured() for label in subjects}
-    faults: dict[str, list[int]] = {label: [] for label in subjects}
-    for _ in range(turns):
-        for label, subject in subjects.items():
-            found = once(subject)
+    measured = {label: Measured() for label in living}
+    faults: dict[str, list[int]] = {label: [] for label in living}
+
+    def once(label: str, counts: bool) -> None:
+        if label not in living:
+            return
+        try:
+            found = living[label].turn(keep=label not in outputs)
+        except (Absent, RuntimeError) as why:
+            if label == first:
+                raise RuntimeError(f"{name}: {label}, the reference: {why}") from why
+            notes[label] = f"left out: {why}"
+            living.pop(label).end()
+            return
+        print(f"{name}: {label}: {found.seconds:.2f} s{'' if counts else ', to warm up'}", file=sys.stderr, flush=True)
+        notes.update(living[label].notes)
+        if found.output is not None:
+            outputs[label] = found.output.double()
+            if label not in lossy and first in outputs and (far := _far(outputs[label], outputs[first])) > limit:
+                notes[label] = f"left out: differs from {first} by {far:.1e}, more than {limit:.0e}"
+                living.pop(label).end()
+                return
+        if counts:
             measured[label].seconds.append(found.seconds)
             measured[label].processor.append(found.processor)
             measured[label].memory = max(measured[label].memory, found.memory)
             faults[label].append(found.faults)
-    for label in subjects:
+
+    if rounds:
+        for _ in range(rounds):
+            for label in list(living):
+                for i in range(warmups + turns):
+                    once(label, i >= warmups)
+                if label in living:
+                    living[label].end()
+    else:
+        for i in range(warmups + turns):
+            for label in list(living):
+                once(label, i >= warmups)
+        for subject in living.values():
+            subject.end()
+    for label in living:
         measured[label].faults = int(median(faults[label]))
-    return Row(name, measured, difference, work, peak_rate() if work else 0.0, notes)
+    truth = outputs.get(first)
+    return Row(
+        name, {label: measured[label] for label in living},
+        {label: _far(y, truth) for label, y in outputs.items() if label in living and truth is not None},
+        work, peak_rate() if work else 0.0, notes, [label for label in living if label in lossy],
+        {label: psnr(outputs[label], truth, span) for label in living
+         if label in lossy and label in outputs and truth is not None},
+    )  # fmt: skip
+
+
+def _far(y: Tensor, truth: Tensor) -> float:
+    return float((y - truth).norm() / truth.norm())
+
+
+def psnr(y: Tensor, truth: Tensor, span: float = 0.0) -> float:
+    """Peak signal-to-noise ratio in dB; ``span`` is that of the true values unless given."""
+    span = span or float(truth.max() - truth.min())
+    error = float((y - truth).square().mean())
+    return 10 * log10(span**2 / error) if error else inf
 
 
 def status(entry: str) -> int:
@@ -195,81 +310,3 @@ def peak_rate(size: int = 2048, tries: int = 8) -> float:
         torch.mm(a, b, out=out)
         best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    found = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
-    try:
-        cpu = Path("/proc/cpuinfo").read_text().splitlines()
-        found["processor"] = next((line.split(":")[1].strip() for line in cpu if line.startswith("model name")), "?")
-    except OSError:
-        found["processor"] = platform.processor()
-    found["cores"] = str(os.cpu_count())
-    found["threads"] = str(torch.get_num_threads())
-    found["instructions"] = torch.backends.cpu.get_cpu_capability()
-    found["load before"] = f"{os.getloadavg()[0]:.1f}"
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def table(rows: Iterable[Row]) -> str:
-    """For the screen."""
-    lines = [
-        f"{'':<34} {'median s':>9} {'min-max':>15} {'faster':>7} {'min-max':>11} {'cpu s':>7} {'faster':>7} "
-        f"{'differs':>8} {'MB':>6} {'faults':>8} {'of peak':>8}"
-    ]
-    for row in rows:
-        lines.append(row.name + "".join(f"; {k}: {v}" for k, v in row.notes.items()))
-        for subject, found in row.subjects.items():
-            ratios, processor = row.ratios(subject), row.ratios(subject, "processor")
-            rate = row.work / median(found.seconds) / row.peak if row.peak else 0.0
-            spread = f"{min(found.seconds):.3f}-{max(found.seconds):.3f}"
-            range_ = f"{min(ratios):.2f}-{max(ratios):.2f}"
-            lines.append(
-                f"  {subject:<32} {median(found.seconds):>9.3f} {spread:>15} {median(ratios):>7.2f} "
-                f"{range_:>11} {median(found.processor):>7.2f} {median(processor):>7.2f} "
-                f"{row.difference[subject]:>8.1e} {found.memory / 1e6:>6.0f} {found.faults:>8} "
-                f"{f'{rate:.0%}' if rate else '':>8}"
-            )
-    return "\n".join(lines)
-
-
-def report(name: str, rows: list[Row], about: dict[str, str]) -> None:
-    """Print the table; write JSON and a plot to ``benchmarks/results``."""
-    print(table(rows))
-    RESULTS.mkdir(exist_ok=True)
-    found = {"benchmark": name, "machine": about, "rows": [asdict(row) for row in rows]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    plot(name, rows, about)
-
-
-def plot(name: str, rows: list[Row], about: dict[str, str]) -> None:
-    """Bars: how many times faster than the first subject, with the range over turns."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    labels, middles, below, above = [], [], [], []
-    for row in rows:
-        for subject in row.subjects:
-            ratios = row.ratios(subject)
-            labels.append(f"{row.name}\n{subject}")
-            middles.append(median(ratios))
-            below.append(median(ratios) - min(ratios))
-            above.append(max(ratios) - median(ratios))
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(labels) + 1.2))
-    axes.barh(range(len(labels)), middles, xerr=(below, above), color="#7a6652", ecolor="#333333", capsize=3)
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.invert_yaxis()
-    axes.axvline(1, color="#999999", linewidth=0.8)
-    axes.set_xlabel("times faster, median and range over turns")
-    axes.set_title(f"{name}: {about['processor']}, {about['threads']} threads, torch {about['torch']}", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(RESULTS / f"{name}.png", dpi=120)
-    plt.close(figure)

@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Row, compare, machine, report
+from benchmarks.harness import compare
+from benchmarks.report import Row, machine, report
 from sfumato.engine.allocator import keep_freed_memory
 from sfumato.engine.pack import pack
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import sfumato
-from benchmarks.harness import Measured, Row, machine, report, table, turn
+from benchmarks.harness import turn
+from benchmarks.report import Measured, Row, machine, report, table
 from benchmarks.shipped import MODEL, PROMPTS, shown
 from sfumato.engine import lossy
 from sfumato.engine.allocator import keep_freed_memory
@@ -79,6 +80,7 @@ def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PRO
         f"{shown(model)}, {size}, {prompts} prompts", measured,
         {label: float((pictures[label].double() - exact).norm() / exact.double().norm()) for label in measured},
         notes={f"PSNR of {label}": f"{median(q):.1f} dB ({min(q):.1f}-{max(q):.1f})" for label, q in quality.items()},
+        lossy=[*quality], psnr={label: median(q) for label, q in quality.items()},
     )  # fmt: skip
     if prompts < len(PROMPTS):
         print(table([row]))

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from benchmarks.harness import RESULTS, machine, status
+from benchmarks.harness import status
+from benchmarks.report import RESULTS, machine
 from sfumato.checkpoints.diffusers import Folder, write_folder
 from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.parts import Part

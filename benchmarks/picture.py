@@ -1,59 +1,125 @@
-"""From prompt to pixels, and the text encoding alone, beside diffusers: SD1.5 of true size, float32, the same noise.
+"""From prompt to pixels beside the peers: SD1.5 of true size with random weights, the same noise.
 
-``python -m benchmarks.picture SIDE STEPS TURNS``; unless told otherwise 256 pixels, 20 steps, 3 turns.
+Each subject has its own process, and draws one picture in few steps before it is measured. Lossy ways are told with
+the PSNR of their pictures; on random weights that says how far the computation is off, not what an eye would see (for
+that see ``benchmarks.lossy``). stable-diffusion.cpp draws from noise of its own, so that its pictures are not compared.
 """
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import sfumato
-from benchmarks import fullsize
-from benchmarks.harness import compare, machine, report
-from sfumato.core.request import Request
-from sfumato.engine.allocator import keep_freed_memory
+from benchmarks import folders, openvino_peer, peers
+from benchmarks.harness import Made, Process, Subject, compare
+from benchmarks.options import options
+from benchmarks.report import machine, report
+from benchmarks.sd_cpp import StableDiffusionCpp
 
-PROMPT, NEGATIVE = "a red apple on a wooden table, soft light, photograph", "blurred, dark"
+LOSSY = ("OpenVINO int8", "sfumato int8", "sfumato fast", "sfumato int8 fast")
+SCALE = 7.5
 
 
-def main(side: int = 256, steps: int = 20, turns: int = 3) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    flags = options(__doc__, rounds=3, turns=1)
+    flags.add_argument("--model", choices=peers.VAES, default="sd15")
+    flags.add_argument("--sizes", nargs="+", type=int, default=[256, 512], help="pixels")
+    flags.add_argument("--counts", nargs="+", type=int, default=[1, 4], help="pictures at once")
+    flags.add_argument("--steps", type=int, default=20)
+    chosen = flags.parse_args(arguments)
+    name = chosen.model
+    folders.folder(name), folders.tiny_decoder()
+    for count in chosen.counts:
+        for side in chosen.sizes:
+            about, told = machine(), (name, side, chosen.steps, count)
+            subjects: dict[str, Subject] = {
+                "diffusers": Process(diffusers, *told),
+                "diffusers compiled": Process(diffusers, *told, True),
+                "OpenVINO": Process(openvino, *told),
+                "stable-diffusion.cpp": StableDiffusionCpp(*told[1:]),
+                "sfumato": Process(sfumato, *told),
+                "OpenVINO int8": Process(openvino, *told, True),
+                "sfumato int8": Process(sfumato, *told, "int8"),
+                "sfumato fast": Process(sfumato, *told, "fast"),
+                "sfumato int8 fast": Process(sfumato, *told, "int8 fast"),
+            }
+            what = f"{'picture' if count == 1 else f'{count} pictures'}, {peers.TITLES[name]}"
+            row = compare(
+                f"{what}, {side} x {side}, {chosen.steps} steps", chosen.of(subjects), chosen.turns, warmups=0,
+                rounds=chosen.rounds, lossy=LOSSY, span=255.0,
+                # Pixels are rounded to 8 bits on one side only: half a step of 255 is within the limit.
+                limit=5e-3, work=work(name, side, chosen.steps, count),
+            )  # fmt: skip
+            report(f"picture_{name}_{side}" + (f"_x{count}" if count > 1 else ""), [row], about, chosen.trial)
+
+
+def work(name: str, side: int, steps: int, count: int) -> float:
+    """Operations from prompt to pixels, the text's encoding left out."""
+    size = side // 8
+    return steps * peers.unet_work(peers.UNETS[name], size, count) + peers.decoder_work(peers.VAES[name], size, count)
+
+
+def diffusers(name: str, side: int, steps: int, count: int, compiled: bool = False) -> Made:
+    theirs = folders.peer(name)
+    if compiled:
+        theirs.unet, theirs.vae.decode = torch.compile(theirs.unet), torch.compile(theirs.vae.decode)
+    return drawn_by(theirs, side, steps, count), {}
+
+
+def openvino(name: str, side: int, steps: int, count: int, int8: bool = False) -> Made:
+    unet = openvino_peer.unet_of_folder(name, 2 * count, side // 8, int8)
+    decoder = openvino_peer.decoder_of_folder(name, count, side // 8)
+    theirs = folders.peer(name, unet=None, vae=None)
+    theirs.unet, theirs.vae = unet, decoder
+    return drawn_by(theirs, side, steps, count), {}
+
+
+def drawn_by(theirs: object, side: int, steps: int, count: int) -> "partial[Tensor]":
+    """What a pipeline of diffusers draws; it has drawn once."""
+    draw = partial(draw_theirs, theirs, side, count)
+    draw(2)
+    return partial(draw, steps)
+
+
+@torch.inference_mode()
+def draw_theirs(theirs: object, side: int, count: int, steps: int) -> Tensor:
+    """[count, 3, side, side] in [0, 255]."""
+    assert callable(theirs)
+    seeded = [torch.Generator().manual_seed(1 + i) for i in range(count)]
+    found: Tensor = theirs(
+        folders.PROMPT, negative_prompt=folders.NEGATIVE, width=side, height=side, num_inference_steps=steps,
+        guidance_scale=SCALE, num_images_per_prompt=count, generator=seeded, output_type="pt",
+    ).images  # fmt: skip
+    return found * 255.0
+
+
+def sfumato(name: str, side: int, steps: int, count: int, how: str = "") -> Made:
+    """``how``: ``int8``, ``fast``, both, or neither."""
+    import sfumato
+    from sfumato.engine.allocator import keep_freed_memory
+
     keep_freed_memory()
-    place = fullsize.folder()
-    theirs: Any = fullsize.peer(place)
-    pipe = sfumato.load(str(place), device="cpu")
-    about = machine()
+    fast, int8 = how.endswith("fast"), how.startswith("int8")
+    pipe = sfumato.load(
+        str(folders.folder(name)), device="cpu", quantize="int8" if int8 else None,
+        vae_tiny=folders.tiny_decoder() if fast else None,
+    )  # fmt: skip
 
-    def encode_theirs() -> Tensor:
-        positive, negative = theirs.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
-        return torch.cat([positive, negative])
+    def draw(steps: int) -> Tensor:
+        result = pipe(
+            folders.PROMPT, negative_prompt=folders.NEGATIVE, width=side, height=side, steps=steps, cfg_scale=SCALE,
+            seed=1, count=count, noise="torch", lossy=("fast",) if fast else (),
+        )  # fmt: skip
+        notes.update({f"sfumato {how}": note for note in result.notes if note.startswith("Lossy")})
+        return torch.from_numpy(np.stack([picture.pixels for picture in result.pictures])).movedim(-1, 1).float()
 
-    def encode_ours() -> Tensor:
-        request = Request(PROMPT, negative_prompt=NEGATIVE)
-        rows = pipe.model.family.condition(pipe.model, request, ("positive", "negative")).conditionings
-        return torch.cat([c.context for c in rows.values() if c.context is not None])
-
-    def draw_theirs() -> Tensor:
-        seeded = torch.Generator().manual_seed(1)
-        found: Tensor = theirs(
-            PROMPT, negative_prompt=NEGATIVE, width=side, height=side, num_inference_steps=steps, generator=seeded,
-            output_type="pt",
-        ).images
-        return found * 255.0
-
-    def draw_ours() -> Tensor:
-        result = pipe(PROMPT, negative_prompt=NEGATIVE, width=side, height=side, steps=steps, seed=1, noise="torch")
-        return torch.from_numpy(result.pictures[0].pixels).permute(2, 0, 1)[None].float()
-
-    text = compare("text encoding, two prompts", {"diffusers": encode_theirs, "sfumato": encode_ours}, turns)
-    # Pixels are rounded to 8 bits on one side only: half a step of 255 is within the limit.
-    whole = compare(
-        f"whole picture, {side} x {side}, {steps} steps", {"diffusers": draw_theirs, "sfumato": draw_ours}, turns,
-        warmups=1, limit=5e-3,
-    )
-    report(f"picture_{side}", [text, whole], about)
+    notes: dict[str, str] = {}
+    draw(2)
+    return partial(draw, steps), {name: note.split(".")[0] for name, note in notes.items()}
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(sys.argv[1:])

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import sfumato
-from benchmarks.harness import compare, machine, report, table
+from benchmarks.harness import compare
+from benchmarks.report import machine, report, table
 from benchmarks.shipped import MODEL, PROMPTS, shown
 from sfumato.core.request import Request
 from sfumato.engine.allocator import keep_freed_memory

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Process, compare, machine, report
+from benchmarks.harness import Process, compare
+from benchmarks.report import machine, report
 
 STEPS, BATCH, PIXELS, FACTOR = 2, 8, 32, 4
 UNET: dict[str, Any] = {

@@ -1,78 +1,70 @@
-"""One call of SD1.5's U-Net, both guidance halves, beside diffusers' on the same weights (random, of true size).
+"""One call of a U-Net, both guidance halves, beside the peers' on the same weights (random, of true size).
 
-Each subject has its own process, and the allocator that its user would have: glibc's own, or sfumato's setting of it.
-Prompt and schedule are prepared beforehand, as a run of many steps does.
+Prompt and schedule are prepared beforehand, as a run of many steps does. Each subject has its own process, and the
+allocator that its user would have: glibc's own, or sfumato's setting of it. No two are in memory at once, since XL's
+weights alone are 10.3 GB.
 """
 
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Sequence
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
 
-from benchmarks.harness import Process, compare, machine, report
-from sfumato.engine.allocator import keep_freed_memory
-from sfumato.engine.pack import BALANCED, LARGE, pack
-from sfumato.models.unet import SD1, UNet
-from sfumato.nn.conditioning import Conditioning
+from benchmarks import openvino_peer, peers
+from benchmarks.harness import Made, Process, Subject, compare
+from benchmarks.options import options
+from benchmarks.report import machine, report
 
-WORK = {32: 360e9, 64: 1606e9}
-"""Operations of one call with two rows, by latent size, direct convolutions counted as such."""
+LOSSY = ("OpenVINO int8", "sfumato int8")
+SIZES = {"sd15": [32, 64], "sdxl": [64, 128], "tiny": [16]}
+"""Of the latents: an eighth of the picture's side."""
 
 
-def main(sizes: tuple[int, ...] = (32, 64), turns: int = 5) -> None:
-    about, rows = machine(), []
-    for size in sizes:
-        subjects = {
-            "diffusers": Process(diffusers, size),
-            "sfumato, balanced": Process(sfumato, size, BALANCED),
-            "sfumato, large": Process(sfumato, size, LARGE),
-        }
-        rows.append(compare(f"U-Net step, {size} x {size}, 2 rows", subjects, turns, work=WORK.get(size, 0.0)))
-        subjects["sfumato, int8 (lossy)"] = Process(sfumato, size, BALANCED, True)
-        lossy = {name: subjects[name] for name in ("diffusers", "sfumato, int8 (lossy)")}
-        rows.append(
-            compare(f"U-Net step, {size} x {size}, 2 rows, lossy", lossy, turns, limit=0.1, work=WORK.get(size, 0.0))
-        )
-        for subject in subjects.values():
-            subject.end()
-    report("unet_step", rows, about)
+def main(arguments: Sequence[str] = ()) -> None:
+    flags = options(__doc__, rounds=3, turns=3)
+    flags.add_argument("--models", nargs="+", choices=peers.UNETS, default=["sd15", "sdxl"])
+    flags.add_argument("--sizes", nargs="+", type=int, help="of the latents")
+    chosen = flags.parse_args(arguments)
+    for name in chosen.models:
+        for size in chosen.sizes or SIZES[name]:
+            about, config = machine(), peers.UNETS[name]
+            subjects: dict[str, Subject] = {
+                "diffusers": Process(peers.made_unet, config, size),
+                "diffusers compiled": Process(peers.made_unet, config, size, True),
+                "OpenVINO": Process(openvino_peer.made_unet, name, size),
+                "sfumato": Process(sfumato, name, size),
+                "sfumato large": Process(sfumato, name, size, True),
+                "OpenVINO int8": Process(openvino_peer.made_unet, name, size, True),
+                "sfumato int8": Process(sfumato, name, size, False, True),
+            }
+            row = compare(
+                f"U-Net step, {peers.TITLES[name]}, {size} x {size}, 2 rows", chosen.of(subjects), chosen.turns,
+                work=peers.unet_work(config, size), rounds=chosen.rounds, lossy=LOSSY,
+            )  # fmt: skip
+            report(f"unet_step_{name}_{size}", [row], about, chosen.trial)
 
 
-def inputs(size: int) -> tuple[Tensor, Tensor]:
-    """Noisy latents [1, 4, size, size] and the text states of two prompts."""
-    torch.manual_seed(1)
-    return torch.randn(1, 4, size, size), torch.randn(2, 77, 768)
+def sfumato(name: str, size: int, large: bool = False, int8: bool = False) -> Made:
+    from sfumato.engine.allocator import keep_freed_memory
+    from sfumato.engine.pack import BALANCED, LARGE, pack
+    from sfumato.models.unet import UNet
+    from sfumato.nn.conditioning import Conditioning
 
-
-def network() -> Any:
-    """The same in every process."""
-    torch.manual_seed(0)
-    built: Any = UNet2DConditionModel(cross_attention_dim=768)  # type: ignore[no-untyped-call]
-    return built.eval()
-
-
-def diffusers(size: int) -> tuple[Callable[[], Tensor], dict[str, str]]:
-    unet = network()
-    x, context = inputs(size)
-    both = x.repeat(2, 1, 1, 1)
-    return lambda: unet(both, 500, context).sample, {}
-
-
-def sfumato(size: int, growth: float, int8: bool = False) -> tuple[Callable[[], Tensor], dict[str, str]]:
     keep_freed_memory()
+    config = peers.UNETS[name]
     with torch.device("meta"):
-        unet = UNet(SD1)
-    unet.load_state_dict(network().state_dict(), assign=True)
-    done = pack(unet, growth, int8=int8)
-    x, context = inputs(size)
+        unet = UNet(config)
+    unet.load_state_dict(peers.unet(config).state_dict(), assign=True)
+    done = pack(unet, LARGE if large else BALANCED, int8=int8)
+    asked = peers.ask(config, size)
+    told = Conditioning(context=asked.context, pooled=asked.pooled, sizes=asked.sizes)
     with torch.inference_mode():
-        conditioning = unet.prepare(Conditioning(context=context))
-        times = unet.prepare_times(torch.tensor([500.0]))[0]
-    weights = f"{done.after / done.before:.2f} of plain, {done.winograd} transformed"
-    return lambda: unet(x, times, conditioning), {"int8" if int8 else f"weights at growth {growth}": weights}
+        conditioning = unet.prepare(told)
+        times = unet.prepare_times(torch.tensor([float(asked.time)]), told)[0]
+    label = "sfumato int8" if int8 else "sfumato large" if large else "sfumato"
+    weights = f"weights {done.after / done.before:.2f} of plain, {done.winograd} transformed, {done.int8} in 8 bits"
+    return lambda: unet(asked.x, times, conditioning), {label: done.why or weights}
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

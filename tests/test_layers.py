@@ -132,7 +132,8 @@ def test_foreign_imports_are_declared_and_those_of_extras_are_lazy() -> None:
         return {modules.get(name.lower(), name) for name in found}
 
     core = names(project["dependencies"]) | {"sfumato"} | sys.stdlib_module_names
-    extras = names([r for key, rs in project["optional-dependencies"].items() if key != "dev" for r in rs])
+    optional = project["optional-dependencies"].items()
+    extras = names([r for key, rs in optional if key not in ("dev", "bench") for r in rs])
     foreign = [found for found in IMPORTS if found.target.split(".")[0] not in core]
     assert not [str(f) for f in foreign if f.target.split(".")[0] not in extras], "not a dependency"
     assert not [str(f) for f in foreign if f.top], "an extra, imported at the top"
