@@ -46,4 +46,4 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     found = [by_folded[m] for m in get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)]
     if found:
         return "; did you mean " + " or ".join(repr(n) for n in found) + "?"
-    return "; known are " + ", ".join(names[:MOST] + ["…"] * (len(names) > MOST)) if names else ""
+    return "; known are " + ", ".join(names[:MOST] + ["…"] * (len(names) > MOST)) + "." if names else ""

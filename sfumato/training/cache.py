@@ -20,8 +20,8 @@ from sfumato.core.errors import CheckpointError
 Compute = Callable[[list[int]], Mapping[str, Tensor]]
 """Indices of a few items -> tensors whose row i is of item i."""
 
-SHARD = 1024
-"""Items of one shard."""
+SHARD = 256
+"""Items of one shard: what an interruption costs at most."""
 
 
 class Rows:
@@ -79,7 +79,10 @@ def fill(
             path = folder / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
             wanted.add(path)
             if not _whole(path):
-                parts = [compute(items[i : i + batch]) for i in range(0, len(items), batch)]
+                parts = []
+                for first in range(0, len(items), batch):
+                    parts.append(compute(items[first : first + batch]))
+                    progress(done + first)
                 joined = {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
                 save_file(path, lazy_all(joined))
             rows.add(items, {key: tensor.read() for key, tensor in open_safetensors(path).tensors.items()})

@@ -25,6 +25,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "empty": Kind(True, "there is nothing in it"),
     "unreadable": Kind(True, "not a picture, truncated or damaged"),
     "too-large": Kind(True, f"more than {MAX_PIXELS:,} pixels; nothing was decoded"),
     "animated": Kind(True, "several frames; if accepted, the first is used"),
@@ -82,13 +83,19 @@ class Report:
         """
         found = self.errors(accept)
         if found:
-            listed = "\n".join(f"  {p.key}: {p.detail} [{p.kind}]" for p in found[:10])
+            listed = "\n".join(f"  {_shown(p)} [{p.kind}]" for p in found[:10])
             more = f"\n  … and {len(found) - 10:,} more" if len(found) > 10 else ""
             kinds = ", ".join(f'"{k}"' for k in dict.fromkeys(p.kind for p in found))
             raise DataError(
                 f"{where} has {len(found):,} problems; training does not start on it:\n{listed}{more}\n"
                 f"Mend them (`sfumato data check` lists all), or accept their kinds: accept = [{kinds}]."
             )
+
+
+def _shown(problem: Problem) -> str:
+    """On one line, whatever a file is called."""
+    key = problem.key if problem.key.isprintable() else repr(problem.key)
+    return f"{key}: {problem.detail}"
 
 
 class _Look(NamedTuple):
@@ -114,6 +121,8 @@ def examine(
         progress: is told how many items are done.
     """
     report = Report(len(dataset), list(dataset.problems()))
+    if not len(dataset):
+        report.problems.append(Problem("empty", "the data set", "it has no picture"))
     looks: dict[str, _Look] = {}
     captions: list[tuple[str, str | None]] = []
 
@@ -236,7 +245,7 @@ def summary(report: Report, shown: int | None = None) -> str:
     for kind in (k for k in KINDS if k in by_kind):
         found = by_kind[kind]
         lines.append(f"\n{'error' if KINDS[kind].error else 'note'}: {kind} ({len(found):,}): {KINDS[kind].meaning}")
-        lines += [f"  {p.key}: {p.detail}" for p in found[:shown]]
+        lines += [f"  {_shown(p)}" for p in found[:shown]]
         if shown is not None and len(found) > shown:
             lines.append(f"  … and {len(found) - shown:,} more")
     sides: Counter[int] = Counter()

@@ -1,6 +1,8 @@
 """A run's folder as a model folder, part by part: each appears whole, and replaces the one before."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,12 @@ from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.parts import KINDS, Part
 from sfumato.checkpoints.write import atomic_file, atomic_folder, save_json
 from sfumato.text.tokenizer import ClipTokenizer
+
+PARTS = (
+    "vae", "unet", "transformer", "text_encoder", "tokenizer", "scheduler", "clip", r"model_index\.json", r"README\.md",
+    r"recipe\.toml",
+)
+"""What a run folder has of a model folder, as patterns."""
 
 
 def put_part(root: Path, name: str, kind: str, config: Any, weights: Mapping[str, Tensor]) -> None:
@@ -50,6 +58,21 @@ def put_index(
         index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None],
                   "feature_extractor": [None, None], "requires_safety_checker": False}  # fmt: skip
     save_json(root / "model_index.json", index)
+
+
+def tidy(root: Path) -> None:
+    """Remove what a process that was killed while it put a part in place left behind; a part whose successor had not
+    come yet is put back."""
+    for leftover in sorted(root.glob(".*.part")) + sorted(root.glob(".*.old")):
+        found = re.fullmatch(rf"\.({'|'.join(PARTS)})\..+\.(part|old)", leftover.name)
+        if found is None:
+            continue
+        if found[2] == "old" and not (root / found[1]).exists():
+            leftover.rename(root / found[1])
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink()
 
 
 def put_card(root: Path, title: str, facts: Mapping[str, Any], recipe: str) -> None:

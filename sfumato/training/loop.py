@@ -4,8 +4,9 @@ import math
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,15 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core import rng
+from sfumato.core.config import read_json
 from sfumato.core.errors import ConfigError, NumericError, SfumatoError
 from sfumato.objectives.loss import Loss
 from sfumato.training import sharded
 from sfumato.training.ema import Ema
 from sfumato.training.journal import Journal
+from sfumato.training.late import Late
 from sfumato.training.order import Order, Place
 from sfumato.training.progress import progress
 from sfumato.training.recipe import MAY_CHANGE, TrainConfig
-from sfumato.training.state import Checkpoints, Snapshot, optimizer_tensors, refuse_changes, restore_optimizer
+from sfumato.training.state import (
+    PROGRESS,
+    Checkpoints,
+    Snapshot,
+    optimizer_tensors,
+    refuse_changes,
+    restore_optimizer,
+)
 
 Batch = dict[str, Tensor]
 
@@ -110,12 +120,15 @@ def train(
     order.part(0, 0, parts)  # an uneven share is refused before anything is made
     main = next(iter(stage.players))
 
+    if shared and config.optimizer == "adamw8bit":
+        raise ConfigError("optimizer = 'adamw8bit' cannot be shared out: leave --use_fsdp out, or use adamw.")
     for network in stage.players.values():
         network.to(accelerator.device)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     store = Checkpoints(folder / "checkpoints", config.keep)
     start = 0
+    score: float | None = None
     if first:
         store.clean()
     accelerator.wait_for_everyone()
@@ -124,8 +137,7 @@ def train(
         snapshot, damaged = store.load()
         for text in damaged:
             say(f"Passed over: {text}.")
-        free = frozenset(f"{stage.name}.train.{name}" for name in MAY_CHANGE)
-        refuse_changes(recipe, snapshot.progress["recipe"], free)
+        refuse_changes(recipe, snapshot.progress["recipe"], _free(stage.name))
         start = snapshot.step
         for name, network in stage.players.items():
             network.load_state_dict(snapshot.groups[name])
@@ -138,6 +150,10 @@ def train(
         for name, network in stage.players.items():
             restore_optimizer(optimizers[name], network, snapshot.groups[f"{name}.optimizer"])
         ema.restore(snapshot.groups.get("ema", {}))
+        score = snapshot.progress.get("score")
+        if snapshot.progress.get("items", len(order.groups)) != len(order.groups):
+            say(f"The data set is another one: {len(order.groups):,} pictures to train on, where it had "
+                f"{snapshot.progress['items']:,} before. The run goes on with it.")  # fmt: skip
         if accelerator.scaler is not None and "scaler" in snapshot.progress:
             accelerator.scaler.load_state_dict(snapshot.progress["scaler"])
         say(f"Going on from step {start:,}.")
@@ -147,6 +163,7 @@ def train(
         f"{sum(p.numel() for p in stage.players[main].parameters()) / 1e6:.2f} M parameters."
     )
 
+    intervals = (config.eval_every, config.metrics_every, config.log_every, config.save_every, config.sample_every)
     networks, prepared = {}, {}
     for name, network in stage.players.items():
         # Evaluation mode: mixed precision alone, without DDP around it.
@@ -158,9 +175,25 @@ def train(
     loader = iter(torch.utils.data.DataLoader(
         _Parts(stage, order, parts), batch_size=None, sampler=shares, num_workers=config.workers,
         generator=torch.Generator().manual_seed(0), persistent_workers=False,
+        pin_memory=accelerator.device.type == "cuda", worker_init_fn=_deaf,
     ))  # fmt: skip
-    score: float | None = None
     told, began = start, time.monotonic()
+    on_their_way: deque[tuple[int, float, list[str], Late]] = deque()
+
+    def arrive(tell: Callable[[int, float], None]) -> tuple[int, dict[str, float]]:
+        """What the oldest step that is not told of yet has to tell."""
+        step, rate, keys, numbers = on_their_way.popleft()
+        line = dict(zip(keys, numbers.read(), strict=True))
+        bad = [k for k in keys if k.startswith("loss.") and not math.isfinite(line[k])]
+        if bad:
+            last = store.last_good()
+            raise NumericError(
+                f"{bad[0]} is {line[bad[0]]} at step {step}. The last good checkpoint is {last or 'none yet'}. "
+                "Take a lower learning rate, or bf16 in place of fp16, in another run, which may go on from the model "
+                f"that was saved last: {stage.name}.start."
+            )
+        tell(step + 1, line[f"loss.{main}"])
+        return step, line | {"rate": rate}
 
     def save(step: int) -> None:
         groups = {name: sharded.whole(network.state_dict()) for name, network in stage.players.items()}
@@ -170,16 +203,24 @@ def train(
         weights = sharded.whole(ema.weights(stage.players[main]))
         if first:
             assert journal is not None
-            journal.flush()
             progress: dict[str, Any] = {"recipe": recipe, "epoch": step / order.steps_per_epoch}
+            progress |= {"items": len(order.groups), "score": score}
             if accelerator.scaler is not None:
                 progress["scaler"] = accelerator.scaler.state_dict()
+            try:
+                journal.flush()
+            except SfumatoError as problem:
+                raise store.naming_last(problem) from problem
             store.save(step, groups, progress, score)
-            stage.export(weights, {"step": step, "steps": config.steps, "score": score})
+            try:
+                stage.export(weights, {"step": step, "steps": config.steps, "score": score})
+            except SfumatoError as problem:
+                raise store.naming_last(problem) from problem
         accelerator.wait_for_everyone()
 
     seen = first and sys.stderr.isatty()
-    with _stopping() as stop, progress(stage.name, start, config.steps, config.batch, seen) as tell:
+    bar = progress(stage.name, start, config.steps, config.batch, seen)
+    with journal or nullcontext(), _stopping() as stop, bar as tell:
         for step in range(start, config.steps):
             torch.manual_seed(_seed(seed, step, rank))  # what dropout draws
             rate = config.rate.at(step, config.steps)
@@ -205,19 +246,19 @@ def train(
             ema.update(stage.players[main], step + 1)
 
             keys = sorted(values)
-            numbers = accelerator.reduce(torch.stack([values[k].float() for k in keys]), "mean").tolist()
-            line = dict(zip(keys, numbers, strict=True))
-            bad = [k for k in keys if k.startswith("loss.") and not math.isfinite(line[k])]
-            if bad:
-                last = store.last_good()
-                raise NumericError(
-                    f"{bad[0]} is {line[bad[0]]} at step {step}. The last good checkpoint is {last or 'none yet'}. "
-                    "Lower the learning rate, or use bf16 in place of fp16, and start again: it goes on from there."
-                )
-            done = step + 1
-            tell(done, line[f"loss.{main}"])
+            numbers = Late(accelerator.reduce(torch.stack([values[k].float() for k in keys]), "mean"))
+            on_their_way.append((step, rate, keys, numbers))
+            done, halted = step + 1, _any(accelerator, stop)
+            asked = halted or done == config.steps or any(_due(done, every) for every in intervals)
+            while len(on_their_way) > 1:
+                before, line = arrive(tell)
+                if journal is not None:
+                    journal.write(before, line)
+            if not asked and numbers.arrived is not None:  # the device computes on while the next step is prepared
+                continue
+            _, line = arrive(tell)
             if _due(done, config.eval_every):
-                with ema.applied(stage.players[main]):
+                with ema.applied(stage.players[main]), _evaluating(stage.players):
                     measured = stage.evaluate()
                 score = measured.get("loss", score)
                 line |= {f"held_out.{key}": value for key, value in measured.items()}
@@ -227,14 +268,13 @@ def train(
                     stage.export(weights, {"step": done, "steps": config.steps, "score": score})
                     line |= measure(done)
             if journal is not None:
-                journal.write(step, line | {"rate": rate})
+                journal.write(step, line)
             if done % config.log_every == 0 or done == config.steps:
                 speed = (done - told) * config.batch / (time.monotonic() - began)
                 left = (config.steps - done) * config.batch / speed
                 say(f"{done:>8,}  " + "  ".join(f"{k} {line[k]:.4g}" for k in keys) + f"  {speed:.1f} pictures/s, "
                     f"{left / 60:.0f} min left")  # fmt: skip
                 told, began = done, time.monotonic()
-            halted = _any(accelerator, stop)
             if done % config.save_every == 0 or done == config.steps or halted:
                 save(done)
             if done < config.steps and _due(done, config.sample_every):
@@ -247,8 +287,6 @@ def train(
                 break
         else:
             done = config.steps
-    if journal is not None:
-        journal.close()
     if start == config.steps:  # killed after its last checkpoint, perhaps before the model was put in place
         weights = sharded.whole(ema.weights(stage.players[main]))
         if first:
@@ -256,6 +294,26 @@ def train(
     if first and done == config.steps:
         _sample(stage, folder, done, say)
     return Outcome(done, done == config.steps)
+
+
+def refuse_another(folder: Path, recipe: Mapping[str, Any], name: str) -> None:
+    """Refuse a recipe with which the run of a stage in ``folder`` cannot be gone on, before anything is done.
+
+    Raises:
+        ConfigError: the settings that differ, old and new.
+    """
+    store = Checkpoints(folder / "checkpoints")
+    for step in store.steps()[:1]:
+        try:
+            saved = read_json(store.path(step) / PROGRESS)["recipe"]
+        except (ConfigError, KeyError, TypeError):
+            continue  # a damaged one, which is judged when it is read whole
+        refuse_changes(recipe, saved, _free(name))
+
+
+def _free(name: str) -> frozenset[str]:
+    """Settings of a stage that may change."""
+    return frozenset(f"{name}.train.{setting}" for setting in MAY_CHANGE)
 
 
 def _due(done: int, every: int) -> bool:
@@ -267,7 +325,7 @@ def _sample(stage: Stage, folder: Path, step: int, say: Callable[[str], None]) -
     """Pictures for the eye; that they cannot be drawn is no reason to stop training."""
     try:
         stage.sample(folder / "samples" / f"{step:08}.png")
-    except SfumatoError as problem:
+    except (SfumatoError, OSError) as problem:
         say(f"No samples of step {step:,}: {problem}")
 
 
@@ -302,11 +360,30 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
             return eight
         except ImportError:
             raise ConfigError("optimizer = 'adamw8bit' needs: pip install bitsandbytes. Or use adamw.") from None
-    return torch.optim.AdamW(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
     return rng.key(seed, "dropout", step, rank) & 0x7FFFFFFFFFFFFFFF
+
+
+@contextmanager
+def _evaluating(players: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While open, nothing is dropped out."""
+    before = {network: network.training for network in players.values()}
+    try:
+        for network in before:
+            network.eval()
+        yield
+    finally:
+        for network, training in before.items():
+            network.train(training)
+
+
+def _deaf(_: int) -> None:
+    """A loader process: Ctrl-C and SIGTERM, which often go to all of a group, are for the one that trains and saves."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

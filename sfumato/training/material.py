@@ -38,7 +38,7 @@ class Material:
     """
 
     def __init__(self, config: DataConfig, seed: int, report: Callable[[str], None] = lambda text: None) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.report = config, seed, report
         self._kept: dict[int, Framed] = {}
         self.dataset = open_dataset(config.where, config.layout, config.image_column, config.caption_column)
         if config.check:

@@ -91,11 +91,15 @@ class Checkpoints:
                 files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(part.iterdir())}
                 save_json(part / MANIFEST, {"step": step, "score": score, "files": files})
         except SfumatoError as problem:
-            last = self.last_good()
-            kept = f" The last good checkpoint is {last}." if last else " There is no older checkpoint."
-            raise type(problem)(f"{problem}{kept}") from problem
+            raise self.naming_last(problem) from problem
         self._prune()
         return path
+
+    def naming_last(self, problem: SfumatoError) -> SfumatoError:
+        """The same problem, whose message tells what there is to go on from."""
+        last = self.last_good()
+        kept = f" The last good checkpoint is {last}." if last else " There is no older checkpoint."
+        return type(problem)(f"{problem}{kept}")
 
     def last_good(self) -> Path | None:
         """The newest checkpoint that is whole, by its hashes."""
@@ -210,8 +214,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
         key, _, name = joined.partition(".")
         if name not in parameters:
             raise CheckpointError(f"The optimiser's state is of another network: there is no parameter {name!r} here.")
-        # AdamW counts steps on the CPU, wherever its parameters are.
-        device = "cpu" if key == "step" else parameters[name].device
+        # AdamW counts steps on the CPU, wherever its parameters are, unless it is fused.
+        device = "cpu" if key == "step" and not optimizer.defaults.get("fused") else parameters[name].device
         optimizer.state[parameters[name]][key] = like(tensor.to(device), parameters[name])
 
 

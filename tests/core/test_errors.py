@@ -10,7 +10,7 @@ def test_nearest_ignores_case_and_keeps_the_spelling() -> None:
 
 
 def test_where_nothing_is_near_everything_is_named() -> None:
-    assert errors.nearest("zzz", ["b", "a"]) == "; known are a, b"
+    assert errors.nearest("zzz", ["b", "a"]) == "; known are a, b."
     assert errors.nearest("zzz", []) == ""
 
 

@@ -292,3 +292,38 @@ def test_the_contact_sheet_shows_what_cannot_be_read(bad: Path) -> None:
     sheet = contact_sheet(open_dataset(str(bad)))
     assert sheet.width == 8 * 104
     assert (255, 0, 0) in {sheet.getpixel((x, 4 + 48)) for x in range(sheet.width)}
+
+
+@pytest.mark.parametrize("harm", ["header cut", "header damaged"])
+def test_a_shard_that_ends_in_its_middle_is_refused(tmp_path: Path, harm: str) -> None:
+    """tarfile takes a header that it cannot read for the end of the archive."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(encoded(i))
+            archive.addfile(member, io.BytesIO(encoded(i)))
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    start = content.index(b"1.png")
+    if harm == "header cut":
+        del content[start + 300 :]
+    else:
+        content[start] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.tar is truncated or damaged: at byte {start:,} of"):
+        open_dataset(str(tmp_path))
+
+
+def test_nothing_at_all_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "captions.txt").write_text("")
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert "the data set: it has no picture" in capsys.readouterr().out
+
+
+def test_links_to_nowhere_and_odd_names_are_listed(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "two\nlines.png").write_text("no picture")
+    report = check.examine(open_dataset(str(tmp_path)))
+    assert {p.key for p in report.problems if p.kind == "unreadable"} == {"gone.png", "two\nlines.png"}
+    assert r"'two\nlines.png': not a picture" in check.summary(report)

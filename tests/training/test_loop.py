@@ -1,21 +1,29 @@
 """The loop: resumed exactly, stopped and killed at any moment, alone or with others."""
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
+import time
+from collections.abc import Mapping
 from hashlib import sha256
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from sfumato.core.errors import CheckpointError, ConfigError, NumericError
-from sfumato.training import journal
+from sfumato.core.errors import CapacityError, CheckpointError, ConfigError, NumericError
+from sfumato.training import journal, loop
 from sfumato.training.ema import EmaConfig
+from sfumato.training.late import Late
 from sfumato.training.loop import train
+from sfumato.training.order import Order
 from sfumato.training.posthoc import of_run
 from sfumato.training.state import Checkpoints
 from tests.training import toy
@@ -82,6 +90,76 @@ def test_a_crash_loses_only_the_steps_since_the_checkpoint(whole: Path, tmp_path
     go(tmp_path)
     assert state(tmp_path) == state(whole)
     assert journal.read(tmp_path / "curves.jsonl") == journal.read(whole / "curves.jsonl")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_to_the_whole_group_saves_and_stops(whole: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """As a terminal sends Ctrl-C to all processes, those that load data among them."""
+    process = forkserver().Process(target=toy.grouped, args=(str(tmp_path), {"workers": 2}))
+    process.start()
+    while not (tmp_path / "at-2").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.killpg(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 0
+    assert 3 <= Checkpoints(tmp_path / "checkpoints").steps()[0] < 12
+    assert go(tmp_path).finished
+    assert state(tmp_path) == state(whole)
+
+
+def test_a_full_disk_beside_the_checkpoint_names_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Toy):
+        def export(self, weights: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
+            raise CapacityError("no room for the model.")
+
+    with pytest.raises(CapacityError, match=r"no room for the model\. The last good checkpoint is .*checkpoint-4"):
+        go(tmp_path / "export", Full())
+    stage = Toy()
+
+    def fill_up(step: int) -> None:
+        if step == 6:
+            monkeypatch.setattr(journal.Journal, "flush", full)
+
+    def full(told: journal.Journal) -> None:
+        with told._explained(), open("/dev/full", "w") as device:
+            device.write("x")
+
+    stage.on_step = fill_up
+    with pytest.raises(CapacityError, match=r"curves\.jsonl.*No space left.*checkpoint-4"):
+        go(tmp_path / "curves", stage)
+    monkeypatch.undo()
+    assert go(tmp_path / "curves").finished
+
+
+def test_the_last_score_outlives_a_stop(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"eval_every": 6, "keep": 9}
+    go(tmp_path / "whole", **changes)
+    stage = Toy()
+    stage.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None
+    go(tmp_path / "stopped", stage, **changes)
+    go(tmp_path / "stopped", **changes)
+    scores = []
+    for name in ("whole", "stopped"):
+        manifests = {s: tmp_path / name / f"checkpoints/checkpoint-{s}/manifest.json" for s in (4, 8, 12)}
+        scores.append({step: json.loads(path.read_text())["score"] for step, path in manifests.items()})
+    assert scores[0] == scores[1]
+    assert scores[0][4] is None
+    assert scores[0][8] is not None
+
+
+def test_another_data_set_is_noted(whole: Path, tmp_path: Path) -> None:
+    class More(Toy):
+        def order(self, batch: int) -> Order:
+            return Order.of(22, 0, batch)
+
+    shutil.copytree(whole, tmp_path / "run")
+    told: list[str] = []
+    train(More(), config(), tmp_path / "run", toy.RECIPE, 0, told.append)
+    assert any("22 pictures to train on, where it had 21 before" in line for line in told)
 
 
 def forkserver() -> ForkServerContext:
@@ -197,10 +275,57 @@ def test_nan_stops_and_names_step_and_checkpoint(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints").steps() == [8, 4]
 
 
+class Device(Late):
+    """Numbers of a device that computes on while the next step is prepared."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        super().__init__(numbers)
+        self.arrived = Mock()
+
+
+def test_numbers_that_come_late_are_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "Late", Device)
+    go(tmp_path / "run")
+    assert journal.read(tmp_path / "run/curves.jsonl") == journal.read(whole / "curves.jsonl")
+    assert state(tmp_path / "run") == state(whole)
+    stage = Toy()
+    stage.nan_at = 9
+    with pytest.raises(NumericError, match=r"step 9.*checkpoint-8"):
+        go(tmp_path / "nan", stage)
+    assert [line["step"] for line in journal.read(tmp_path / "nan/curves.jsonl")] == list(range(9))
+
+
 def test_another_recipe_is_refused(whole: Path) -> None:
     changed = {"seed": 0, "toy": {"train": {"batch": 16}}}
     with pytest.raises(ConfigError, match=r"toy\.train\.batch: was 8, is 16"):
         train(Toy(), config(), whole, changed, 0, lambda text: None)
+
+
+def test_moments_of_eight_bits_need_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        go(tmp_path, optimizer="adamw8bit")
+
+
+def test_moments_of_eight_bits_go_on_bit_for_bit(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    class Wide(Toy):
+        """Smaller parameters keep moments of 32 bits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            one = (torch.nn.Linear(6, 128), torch.nn.Linear(128, 128), torch.nn.Linear(128, 1))
+            self.players["one"] = torch.nn.Sequential(*one)
+
+    stage = Wide()
+    stage.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
+    go(tmp_path / "stopped", stage, optimizer="adamw8bit")
+    go(tmp_path / "stopped", Wide(), optimizer="adamw8bit")
+    go(tmp_path / "whole", Wide(), optimizer="adamw8bit")
+    assert state(tmp_path / "stopped") == state(tmp_path / "whole")
+    moments = Checkpoints(tmp_path / "whole/checkpoints").load()[0].groups["one.optimizer"]
+    assert moments["state1.1.weight"].dtype == torch.uint8
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from sfumato.training import journal, shapes
 from sfumato.training import material as materials
 from sfumato.training import run as runs
 from sfumato.training.evaluate.clip_folder import ClipFolder
+from sfumato.training.export import tidy
 from sfumato.training.framing import Framing
 from sfumato.training.material import Material
 from sfumato.training.order import Place
@@ -387,6 +390,33 @@ def test_a_finished_model_is_uploaded(pictures: Path, tmp_path: Path, monkeypatc
     assert told[-1] == "Uploaded to there"
 
 
+def test_a_run_folder_is_one_commands_own_and_keeps_its_recipe(pictures: Path, tmp_path: Path) -> None:
+    tables: dict[str, Any] = {"conditioning": "none", "space": "pixel", "unconditional": PIXEL_UNET, "train": TRAIN}
+    whole = recipe(pictures, diffusion=tables)
+    assert run(whole, tmp_path, lambda text: None)
+    before = (tmp_path / "recipe.toml").read_bytes()
+    with pytest.raises(ConfigError, match=r"diffusion\.train\.batch: was 4, is 2"):
+        run(recipe(pictures, diffusion={**tables, "train": {**TRAIN, "batch": 2}}), tmp_path, lambda text: None)
+    assert (tmp_path / "recipe.toml").read_bytes() == before
+    # What kills at the worst moments leave: half a part, and one that was about to be replaced.
+    (tmp_path / ".unet.abc.part").mkdir()
+    (tmp_path / "unet").rename(tmp_path / ".unet.abc.old")
+    (tmp_path / ".mine.abc.part").mkdir()
+    tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [".mine.abc.part"]
+    assert read_folder(tmp_path).pipeline == "DDPMPipeline"
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('held', flush=True); input()"
+    line = [sys.executable, "-c", lock, str(tmp_path / "training/.lock")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="Another process is training"):
+            run(whole, tmp_path, lambda text: None)
+        other.communicate("\n")
+    with pytest.raises(ConfigError, match=r"recipe\.toml cannot be the folder of a run: "):
+        run(whole, tmp_path / "recipe.toml", lambda text: None)
+
+
 def test_bad_data_stops_a_run_before_it_starts(pictures: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     shapes.write(bad, 3, 16)
@@ -491,9 +521,8 @@ def test_a_clip_trained_here_tells_how_pictures_look(model: Path, pictures: Path
 
 def test_curves_are_drawn_by_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    told = journal.Journal(tmp_path, 0, ("tensorboard",), "x")
-    told.write(0, {"loss": 1.0})
-    told.close()
+    with journal.Journal(tmp_path, 0, ("tensorboard",), "x") as told:
+        told.write(0, {"loss": 1.0})
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in events.read_bytes()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,23 @@ def slow(folder: str, changes: dict[str, Any]) -> None:
     stage = Toy()
     stage.on_step = lambda step: time.sleep(0.01)
     go(Path(folder), stage, **changes)
+
+
+def grouped(folder: str, changes: dict[str, Any]) -> None:
+    """The same with its loader processes in a group of its own; files tell that it is at work."""
+    os.setpgrp()
+    torch.set_num_threads(1)
+    stage = Toy()
+    stage.on_step = partial(work, folder)
+    go(Path(folder), stage, **changes)
+
+
+def work(folder: str, step: int) -> None:
+    """Tell the step, and take a while."""
+    import time
+
+    Path(folder, f"at-{step}").touch()
+    time.sleep(0.05)
 
 
 def rank(

@@ -52,8 +52,11 @@ class Tar:
                     end = archive.offset
             except (tarfile.TarError, EOFError) as problem:
                 raise DataError(f"{shard} is not an uncompressed tar file: {problem}.") from None
-            if end > shard.stat().st_size:
-                raise DataError(f"{shard} is truncated: {shard.stat().st_size:,} bytes of {end:,}.")
+            size = shard.stat().st_size
+            if end > size:
+                raise DataError(f"{shard} is truncated: {size:,} bytes of {end:,}.")
+            if any(Span(shard, end, tarfile.BLOCKSIZE).read()):  # the library takes that for the end
+                raise DataError(f"{shard} is truncated or damaged: at byte {end:,} of {size:,} no member begins.")
             for name, parts in samples.items():
                 if any(suffix in SUFFIXES for suffix in parts):
                     self.samples.append((f"{shard.name}: {name}", parts))

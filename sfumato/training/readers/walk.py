@@ -18,7 +18,8 @@ def files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     """Files of those suffixes below ``folder``, unsorted; hidden ones are not data."""
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
+        lost = path.is_symlink() and not path.exists()  # listed, so that reading it is a problem that is told
+        if path.suffix.lower() in suffixes and not hidden and (path.is_file() or lost):
             yield path
 
 

@@ -1,7 +1,8 @@
 """Training a denoiser: on latents or pixels, told nothing, a class, or a text."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ TABLES = {
 
 TOKENIZERS_OWN = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Settings of a text encoder that follow from its tokenizer."""
+
+TELL_EVERY = 10.0
+"""Seconds between lines about what frozen encoders have done."""
 
 SHOWN = 8
 """Pictures drawn for the eye where the recipe does not say of what."""
@@ -235,17 +239,31 @@ class DiffusionTraining:
             contents = {i: self.material.content(i) for group in self.material.by_size() for i in group}
             self.latents = fill(
                 self.root / "training" / "cache", "latents", self.material.by_size(), contents, key,
-                lambda items: self._encode_pictures(items, mirrored),
+                lambda items: self._encode_pictures(items, mirrored), progress=self._telling("pictures", len(contents)),
             )
         if self.frozen is not None:
             texts = ["", *sorted(set(self.material.texts()))]
-            key = fingerprint(self.frozen, "text 1", self.tokenizer.length, len(self.tokenizer))
-            contents = {i: hashlib.sha256(text.encode()).hexdigest() for i, text in enumerate(texts)}
+            key = fingerprint(self.frozen, "text 2")
+            shown = (repr(framed_ids(self.tokenizer, text)) for text in texts)
+            contents = {i: hashlib.sha256(ids.encode()).hexdigest() for i, ids in enumerate(shown)}
             rows = fill(
                 self.root / "training" / "cache", "text", [range(len(texts))], contents, key,
                 lambda items: {"states": self._encode_texts([texts[i] for i in items])},
+                progress=self._telling("captions", len(texts)),
             )
             self.states = {text: rows.row(i)["states"] for i, text in enumerate(texts)}
+
+    def _telling(self, what: str, total: int) -> Callable[[int], None]:
+        """A function that is told how many are encoded, and says so now and then where it takes long."""
+        said = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > TELL_EVERY:
+                said = time.monotonic()
+                self.material.report(f"  {done:,} of {total:,} {what} encoded, once for all epochs")
+
+        return tell
 
     @torch.no_grad()
     def _encode_pictures(self, items: list[int], mirrored: bool) -> dict[str, Tensor]:
