@@ -11,8 +11,9 @@ The networks are Stable Diffusion's at half their width (a quarter of the work: 
 autoencoder and the text encoder of true size it is more, with a denoiser of true size it is at most 1.6 times.
 """
 
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -61,11 +62,11 @@ DIT: dict[str, Any] = {
 Subject = tuple[Callable[[], Tensor], dict[str, str]]
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     flags = options(__doc__, 0, 4)
     flags.add_argument("--pixels", type=int, default=256, help="of a picture's side; the pixel run's have half of it")
     flags.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="these alone")
-    chosen = flags.parse_args(arguments)
+    chosen = flags.parse_args(list(arguments))
     torch.set_num_threads(1)
     about, rows = machine(), []
     with tempfile.TemporaryDirectory() as made:
@@ -365,4 +366,4 @@ def diffusers(root: Path, kind: str, ready: bool) -> Subject:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
