@@ -61,7 +61,8 @@ def identify(
     if not found:
         seems = describe(tensors)
         if seems in ADAPTERS:
-            raise CheckpointError(f"{where} is {seems}, which changes a model and is none: load it beside a model.")
+            how = "open a model, and give this with --lora" if "LoRA" in seems else "load it beside a model"
+            raise CheckpointError(f"{where} is {seems}, which changes a model and is none: {how}.")
         said = f"seems to be {seems}" if seems else f"has names like {', '.join(list(tensors)[:3])}"
         known = ", ".join(dict.fromkeys(r.family for r in table))
         raise CheckpointError(f"{where} is no model of a known family ({known}); it {said}.")

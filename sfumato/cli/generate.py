@@ -29,7 +29,7 @@ class Generate:
     positional: ClassVar = ("prompt",)
     spellings: ClassVar = {
         "output": ("-o",), "negative_prompt": ("-n",), "count": ("--batch-count",), "spacing": ("--schedule",),
-        "model": ("-m",), "prompt": ("--class-label",),
+        "model": ("-m",), "loras": ("--lora",), "prompt": ("--class-label",),
     }  # fmt: skip
 
     def run(self) -> int:

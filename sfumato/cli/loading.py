@@ -15,6 +15,7 @@ class Loading:
     ] = None
     vae: Annotated[str | None, "another autoencoder in place of the model's own"] = None
     vae_tiny: Annotated[str | None, "a tiny autoencoder of the same latents, for the lossy mode tiny_decoder"] = None
+    lora_folder: Annotated[str | None, "where <lora:name:0.8> in a prompt finds name.safetensors"] = None
     refiner: Annotated[str | None, "a second model that takes over at --refiner-start"] = None
     family: Annotated[str | None, "decides where a checkpoint could be of several; see `sfumato models`"] = None
     prediction: Annotated[str | None, "decides where a single file could have been trained with several"] = None
@@ -41,5 +42,5 @@ class Loading:
         return load(
             self.model or SHIPPED, refiner=self.refiner, family=self.family, prediction=self.prediction,
             device=self.device, dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant,
-            max_memory=self.max_memory, quantize=self.quantize,
+            max_memory=self.max_memory, quantize=self.quantize, lora_folder=self.lora_folder,
         )  # fmt: skip

@@ -22,7 +22,9 @@ class Plan:
     json: Annotated[bool, "print JSON"] = False
 
     positional: ClassVar = ("prompt",)
-    spellings: ClassVar = {"model": ("-m",), "count": ("--batch-count",), "spacing": ("--schedule",)}
+    spellings: ClassVar = {
+        "model": ("-m",), "count": ("--batch-count",), "loras": ("--lora",), "spacing": ("--schedule",),
+    }  # fmt: skip
 
     def run(self) -> int:
         pipeline = replace(self.loading, max_memory=self.loading.max_memory or "1TB").open()  # weights stay in files

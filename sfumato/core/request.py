@@ -33,6 +33,7 @@ class Request:
     guidance_channels: Annotated[int | None, "guide the first so many latent channels alone (DiT's authors: 3)"] = None
     dynamic_threshold: Annotated[float | None, "percentile in (0, 1] for Imagen's dynamic thresholding"] = None
     lossy: Annotated[tuple[str, ...], "faster, and not the same: deepcache:3, interval, fast, …"] = ()
+    loras: Annotated[tuple[str, ...], "LoRAs beside those of <lora:name:0.8> in the prompt: PATH or PATH:0.8"] = ()
     clip_skip: Annotated[int | None, "layers left out at the end of CLIP, as A1111 counts: 1 none, 2 the last"] = None
     prompt_weighting: Annotated[Literal["a1111", "comfy", "compel"], "what a weight does to the text states"] = "a1111"
     long_prompts: Annotated[Literal["chunk", "truncate"], "past 75 tokens: chunks, or cut (reported)"] = "chunk"

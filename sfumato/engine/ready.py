@@ -1,5 +1,7 @@
 """A model made ready to draw fast on the device it is on, with the same result unless 8 bits are asked for."""
 
+from collections.abc import Container
+
 import torch
 
 from sfumato.core.errors import ConfigError
@@ -8,7 +10,7 @@ from sfumato.engine.pack import BALANCED, FAST, Packing, pack
 from sfumato.families.types import TINY, Model
 
 
-def make_ready(model: Model, int8: bool = False) -> None:
+def make_ready(model: Model, int8: bool = False, again: Container[str] | None = None) -> None:
     """Pack the denoiser and the autoencoder for the CPU, where native kernels are to be had; elsewhere do nothing.
 
     Afterwards the networks can no longer be trained or changed, nor rest in their files. What was done, or why nothing
@@ -16,6 +18,7 @@ def make_ready(model: Model, int8: bool = False) -> None:
 
     Args:
         int8: the denoiser multiplies in 8 bits, which is lossy; see ``pack``.
+        again: only these parts, which were read once more since; nothing new is noted.
 
     Raises:
         ConfigError: ``int8`` elsewhere than on the CPU in float32.
@@ -26,6 +29,10 @@ def make_ready(model: Model, int8: bool = False) -> None:
             "out, or open the model there."
         )
     if model.device.type != "cpu":
+        return
+    if again is not None:
+        if model.family.denoiser in again:
+            ready(model, model.family.denoiser, BALANCED, int8)
         return
     # The autoencoder's weights are few and its pictures large: there transformed weights cost little and gain most.
     done = [

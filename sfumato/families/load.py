@@ -89,6 +89,7 @@ def open_model(
         file_digest=None if found.file is None else cache(partial(file_digest, found.file)),
         opened={name: str(choice) for name, choice in choices.items() if choice is not None},
         files=parts,
+        whole=dict(parts),
     )
 
 
@@ -151,6 +152,7 @@ def in_file(path: Path, family: str | None, prediction: str | None) -> Found:
 
 PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
     "StableDiffusionPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
+    "LatentConsistencyModelPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
     "StableDiffusionImg2ImgPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
     "StableDiffusionInpaintPipeline": lambda parts: {768: "sd1-inpaint", 1024: "sd2-inpaint"}.get(width(parts), ""),
     "StableDiffusionDepth2ImgPipeline": lambda parts: "sd2-depth",

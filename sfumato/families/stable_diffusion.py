@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from sfumato.adapters.wanted import spoken
 from sfumato.core.request import Request
 from sfumato.families.text_states import PromptStates, Tower, encode
 from sfumato.families.types import Family, Model, Prompts
@@ -24,16 +26,23 @@ def tower(model: Model, suffix: str = "", **reading: Any) -> Tower:
 def read(model: Model, request: Request, names: Sequence[str], towers: Sequence[Tower]) -> PromptStates:
     """The text states of the named prompts, all equally long."""
     texts = {"positive": request.prompt, "negative": request.negative_prompt}
+    prompts = [spoken(texts[name], request.prompt_weighting) for name in names]
     return encode(
-        towers, [texts[name] for name in names], request.prompt_weighting, request.long_prompts, request.clip_skip,
-        model.device,
+        towers, prompts, request.prompt_weighting, request.long_prompts, request.clip_skip, model.device,
     )
+
+
+def embedded_guidance(model: Model, request: Request) -> Tensor | None:
+    """[1] the guidance scale, of networks that were taught to guide themselves (Luo et al., 2023); else None."""
+    assert request.cfg_scale is not None  # the request was settled
+    return torch.tensor([request.cfg_scale]) if model.guides_itself else None
 
 
 def condition_sd(model: Model, request: Request, names: Sequence[str]) -> Prompts:
     """One text encoder, its last layer's states (or an earlier one's) as context."""
     found = read(model, request, names, [tower(model)])
-    rows = {name: Conditioning(context=found.states[i : i + 1]) for i, name in enumerate(names)}
+    scale = embedded_guidance(model, request)
+    rows = {name: Conditioning(context=found.states[i : i + 1], guidance=scale) for i, name in enumerate(names)}
     return Prompts(rows, dict(zip(names, found.tokens, strict=True)), found.warnings)
 
 
@@ -49,7 +58,8 @@ def condition_xl(model: Model, request: Request, names: Sequence[str]) -> Prompt
     ]
     found = read(model, request, names, towers)
     zeros = model.options.get("force_zeros_for_empty_prompt", True) and not request.negative_prompt
-    return _with_sizes(found, request, names, {}, zeroed="negative" if zeros else "")
+    scale = embedded_guidance(model, request)
+    return _with_sizes(found, request, names, {}, "negative" if zeros else "", scale)
 
 
 AESTHETIC = {"positive": 6.0, "negative": 2.5}
@@ -65,7 +75,8 @@ def condition_refiner(model: Model, request: Request, names: Sequence[str]) -> P
 
 
 def _with_sizes(
-    found: PromptStates, request: Request, names: Sequence[str], scores: Mapping[str, float], zeroed: str = ""
+    found: PromptStates, request: Request, names: Sequence[str], scores: Mapping[str, float], zeroed: str = "",
+    scale: Tensor | None = None,
 ) -> Prompts:
     """One row a name: context, pooled text, and original size, crop, and target size or score."""
     assert found.pooled is not None  # a tower was asked for it
@@ -77,7 +88,7 @@ def _with_sizes(
     for i, name in enumerate(names):
         keep = 0.0 if name == zeroed else 1.0
         rows[name] = Conditioning(
-            context=found.states[i : i + 1] * keep, pooled=found.pooled[i : i + 1] * keep,
+            context=found.states[i : i + 1] * keep, pooled=found.pooled[i : i + 1] * keep, guidance=scale,
             sizes=torch.tensor([[*told, scores[name]] if scores else [*told, *target]]).float(),
         )
     return Prompts(rows, dict(zip(names, found.tokens, strict=True)), found.warnings)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sfumato.adapters.types import Applied
 from sfumato.checkpoints.parts import Part
 from sfumato.core.errors import RequestError
 from sfumato.core.request import Request
@@ -121,6 +122,8 @@ class Model:
         tiny: name of the tiny autoencoder that was opened beside the model's own, and the digest of its tensors.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
             a part's weights or layers takes its entry out.
+        whole: what all parts were read from in the beginning.
+        adapters: what is merged into the parts; see ``families.adapt``.
     """
 
     family: Family
@@ -139,12 +142,19 @@ class Model:
     opened: Mapping[str, str] = field(default_factory=dict)
     tiny: tuple[str, Callable[[], str]] | None = None
     files: dict[str, Part] = field(default_factory=dict)
+    whole: Mapping[str, Part] = field(default_factory=dict)
+    adapters: tuple[Applied, ...] = ()
 
     @property
     def multiple(self) -> int:
         """What width and height must be multiples of: the family's number, or that of a transformer's patches."""
         patch: int | None = getattr(getattr(self.network, "config", None), "patch_size", None)
         return self.family.multiple if patch is None else patch * self.latent.factor
+
+    @property
+    def guides_itself(self) -> bool:
+        """Whether the network is told the guidance scale (LCM) and asked once, where others are asked twice."""
+        return getattr(getattr(self.network, "config", None), "time_cond_proj_dim", None) is not None
 
     @property
     def network(self) -> nn.Module:

@@ -91,7 +91,7 @@ REFUSED = {
     "callback_on_step_end": "give on_step, which is told after each answer of the network",
     "callback_on_step_end_tensor_inputs": "give on_step, which is told after each answer of the network",
     "callback": "give on_step, which is told after each answer of the network",
-    "cross_attention_kwargs": "adapters are loaded into the model, not named in the call",
+    "cross_attention_kwargs": "LoRAs and their strengths are named by loras=('PATH:0.8',)",
 }
 """Names of diffusers for what cannot be asked here, and what to do instead."""
 

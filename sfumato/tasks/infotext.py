@@ -97,6 +97,7 @@ FIELDS = {
     "Guidance channels": _Field("guidance_channels", int),
     "Dynamic threshold": _Field("dynamic_threshold", float, _number),
     "Lossy": _Field("lossy", lambda text: tuple(part.strip() for part in text.split(",")), ", ".join),
+    "Loras": _Field("loras", lambda text: tuple(part.strip() for part in text.split(",")), ", ".join),
     "Refiner switch at": _Field("refiner_start", float, _number),
     "Emphasis": _Field("prompt_weighting", *_choice(a1111="Original", comfy="comfy", compel="compel")),
     "Long prompts": _Field("long_prompts", *_choice(chunk="chunk", truncate="truncate")),

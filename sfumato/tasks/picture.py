@@ -33,6 +33,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PARAMETERS, RECIPE = "parameters", "sfumato"
 EXIF, USER_COMMENT, MAKER_NOTE = ExifTags.IFD.Exif, ExifTags.Base.UserComment, ExifTags.Base.MakerNote
 UNICODE = b"UNICODE\0"
+NUMBERS = r"(:-?\d+(\.\d+)?(e-?\d+)?){1,2}$"
+"""At the end of a LoRA's name: its strengths."""
 OTHERS = {"workflow": "ComfyUI", "prompt": "ComfyUI", "invokeai_metadata": "InvokeAI", "dream": "InvokeAI"}
 """Texts in which other programs keep their recipes, which are not read."""
 
@@ -82,11 +84,14 @@ class Picture:
         """A1111's text: as it was found, or of the recipe; empty where nothing is known."""
         if self.text or not self.recipe:
             return self.text
-        model, versions = table(self.recipe, "model"), table(self.recipe, "versions")
+        model, versions, loras = (table(self.recipe, name) for name in ("model", "versions", "loras"))
         facts = {
             "Model": _short(model.get("name")),
             "Model hash": str(model.get("file_sha256") or model.get("sha256") or "")[:10],
             "VAE": _short(table(model, "opened").get("vae")),
+            "Lora hashes": ", ".join(
+                f"{_short(re.sub(NUMBERS, '', name))}: {table(loras, name).get('short')}" for name in loras
+            ),
             "Refiner": _short(table(self.recipe, "refiner").get("name")),
             "Version": f"sfumato {versions.get('sfumato', '')}".strip(),
         }

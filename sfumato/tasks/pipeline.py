@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
+from sfumato.adapters.wanted import asked
 from sfumato.core.errors import ConfigError, RequestError
 from sfumato.core.request import Request
 from sfumato.core.shipped import SHIPPED
@@ -11,6 +13,7 @@ from sfumato.core.sizes import parse_bytes
 from sfumato.engine.driver import OnStep
 from sfumato.engine.rates import rates
 from sfumato.engine.ready import make_ready
+from sfumato.families.adapt import adapt
 from sfumato.families.load import open_model
 from sfumato.families.types import Model
 from sfumato.tasks import TASKS, aliases
@@ -20,7 +23,7 @@ from sfumato.tasks.text_to_image import Result
 
 def load(
     source: str = SHIPPED, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
-    quantize: Literal["int8"] | None = None, **options: Any,
+    quantize: Literal["int8"] | None = None, lora_folder: str | Path | None = None, **options: Any,
 ) -> "Pipeline":
     """Open a model and be ready to draw.
 
@@ -33,6 +36,8 @@ def load(
             GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits,
             with plain kernels.
         quantize: ``"int8"``: the denoisers multiply in 8 bits. Lossy; CPU and float32 only.
+        lora_folder: where ``<lora:name:0.8>`` in a prompt finds ``name.safetensors``. A picture's LoRAs are merged into
+            the networks before it is drawn, and stay until a request asks for others.
         options: see ``families.load.open_model``: device, dtype, vae, variant, family, prediction.
 
     Raises:
@@ -47,7 +52,10 @@ def load(
     device = {k: v for k, v in options.items() if k in ("device", "dtype", "variant")}
     asleep = max_memory is not None
     model = open_model(source, **options, asleep=asleep)
-    pipeline = Pipeline(model, open_model(refiner, **device, asleep=asleep) if refiner else None, max_memory)
+    other = open_model(refiner, **device, asleep=asleep) if refiner else None
+    pipeline = Pipeline(model, other, max_memory, None if lora_folder is None else Path(lora_folder))
+    if lora_folder is not None:
+        model.opened = {**model.opened, "lora_folder": str(lora_folder)}
     pipeline.is_ready = asleep or not optimize
     if quantize is not None:
         pipeline.make_ready(int8=True)
@@ -60,15 +68,21 @@ class Pipeline:
     Attributes:
         is_ready: whether the networks are as fast as they shall be.
         packed: whether their layers were replaced for that, so that they can no longer rest in their files.
+        int8: whether the denoisers multiply in 8 bits.
+        lora_folder: where <lora:name:0.8> finds its files.
 
     >>> pipe = sfumato.load("path/to/model")
     >>> pipe("a red apple", steps=30, seed=7).images[0].save("apple.png")
     """
 
-    def __init__(self, model: Model, refiner: Model | None = None, max_memory: str | int | None = None) -> None:
+    def __init__(
+        self, model: Model, refiner: Model | None = None, max_memory: str | int | None = None,
+        lora_folder: Path | None = None,
+    ) -> None:
         self.model, self.refiner = model, refiner
         self.limit = None if max_memory is None else parse_bytes(max_memory)
-        self.is_ready, self.packed = True, False
+        self.lora_folder = lora_folder
+        self.is_ready, self.packed, self.int8 = True, False, False
 
     def make_ready(self, int8: bool = False) -> None:
         """Make the networks fast now, and not before the first picture: reading and packing all weights takes a while.
@@ -80,6 +94,7 @@ class Pipeline:
             for model in filter(None, (self.model, self.refiner)):
                 files = len(model.files)
                 make_ready(model, int8)
+                self.int8 = int8
                 self.packed |= len(model.files) < files
             self.is_ready = True
 
@@ -107,6 +122,7 @@ class Pipeline:
                 "max_memory comes too late: the networks were made fast for the pictures before, and their weights "
                 "stay in memory as they are now. Give max_memory to sfumato.load, or open the model once more."
             )
+        self._adapt(request)
         if limit is None:
             self.make_ready()
             result: Result = task(self.model, request, on_step, self.refiner)
@@ -115,12 +131,19 @@ class Pipeline:
         result = task(self.model, request, on_step, self.refiner, chosen.holding)
         return replace(result, notes=[*result.notes, *chosen.notes()])
 
+    def _adapt(self, request: Request) -> None:
+        """Give the model the adapters that the request asks for, and no others."""
+        changed = adapt(self.model, asked(request), self.lora_folder)
+        if changed and self.packed:
+            make_ready(self.model, self.int8, changed)
+
     def forecaster(self, request: Request, again: bool = False) -> Forecaster:
         """What says how much time and memory a request takes.
 
         Args:
             again: measure this machine even if it is known.
         """
+        self._adapt(request)
         return Forecaster(self.model, request, rates(self.model.device, self.model.dtype, again), self.refiner)
 
 

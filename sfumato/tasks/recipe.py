@@ -21,6 +21,8 @@ def recipe(model: Model, settled: Settled, seed: int, refiner: Model | None = No
         "request": {**to_dict(request), "seed": seed, "count": 1},
         "model": identity(model),
         **({"refiner": identity(refiner)} if refiner is not None else {}),
+        **({"loras": {str(a.wanted): {"sha256": a.sha256, "short": a.short} for a in model.adapters}}
+           if model.adapters else {}),
         **({TINY: {"name": tiny[0], "sha256": tiny[1]()}} if tiny is not None else {}),
         "versions": {
             "sfumato": VERSION, "torch": torch.__version__, "python": platform.python_version(),

@@ -1,10 +1,13 @@
 """A request with its blanks filled in: what the user said, else what the checkpoint's files wish, else the family."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sfumato import guidance
+from sfumato.adapters.types import Wanted
+from sfumato.adapters.wanted import asked
 from sfumato.core.errors import RequestError
 from sfumato.core.registry import fold
 from sfumato.core.request import Request
@@ -83,6 +86,13 @@ def settle(request: Request, model: Model) -> Settled:
     assert request.seed is not None
     assert request.steps is not None
     assert request.cfg_scale is not None
+    adapters = asked(request)
+    if adapters != tuple(applied.wanted for applied in model.adapters):
+        raise RequestError(
+            f"The request asks for {_listed(adapters)}, and the model was given "
+            f"{_listed([applied.wanted for applied in model.adapters])}: all that it draws at a time is drawn with the "
+            "same (families.adapt changes them; a pipeline does so by itself)."
+        )
     family.check_size(request.width, request.height, model.multiple)
     if request.guidance_channels is not None and request.guidance_channels > model.latent.channels:
         raise RequestError(
@@ -102,7 +112,7 @@ def settle(request: Request, model: Model) -> Settled:
             if name in wished:
                 raise RequestError(f"{name} is given, and the lossy mode {mode.name} sets it too; leave one out.")
         wished |= mode.guidance()
-    guide = guidance.build(request.cfg_scale, **{**plan.guidance, **wished})
+    guide = guidance.build(1.0 if model.guides_itself else request.cfg_scale, **{**plan.guidance, **wished})
     wanted = {name for sigma in sigmas[:-1] for name in guide.wants(sigma)}
     factor = model.latent.factor
     return Settled(
@@ -118,6 +128,10 @@ def settle(request: Request, model: Model) -> Settled:
         names=tuple(name for name in ("positive", "negative") if name in wanted),
         modes=modes,
     )
+
+
+def _listed(adapters: Sequence[Wanted]) -> str:
+    return f"the LoRAs {', '.join(map(str, adapters))}" if adapters else "no LoRA"
 
 
 def plan_for(request: Request, model: Model) -> Plan:

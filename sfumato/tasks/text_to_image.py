@@ -133,7 +133,9 @@ class Drawing:
         prompts = [run.prompts for run in self.runs]
         tokens = prompts[0].tokens
         counted = [f"Tokens: {', '.join(f'{name} prompt {count}' for name, count in tokens.items())}."]
-        said = (self.model.notes, counted, lossy.notes(self.settled.modes), *(p.notes for p in prompts), warnings)
+        merged = [applied.note() for applied in self.model.adapters]
+        told = (*(p.notes for p in prompts), warnings)
+        said = (self.model.notes, merged, counted, lossy.notes(self.settled.modes), *told)
         notes = dict.fromkeys(note for part in said for note in part)
         return Result(pictures, latents, tokens, list(notes), time.perf_counter() - self.started)
 

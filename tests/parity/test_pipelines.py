@@ -13,6 +13,8 @@ from tests.parity import tiny
 PROMPT, NEGATIVE = "a red apple on the table, photo", "blue star"
 STEPS, SCALE, SEED, SIDE = 20, 7.5, 5, 64
 
+LCM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
 SOLVERS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": False},
     "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": False},
@@ -139,3 +141,30 @@ def test_dit_equals_its_pipeline(solver: str, tmp_path: Path, monkeypatch: pytes
     ours = pipe("goldfish", steps=STEPS, cfg_scale=4.0, seed=SEED, noise="torch")
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_a_model_that_guides_itself_draws_what_its_pipeline_draws(tmp_path: Path) -> None:
+    """Latent consistency models: the guidance scale is told to the U-Net, which is asked once a step."""
+    import diffusers as untyped
+
+    diffusers: Any = untyped
+    parts = tiny.pipeline("sd1", tmp_path).components
+    network = tiny.unet(cross_attention_dim=768, time_cond_proj_dim=16)
+    tiny.randomise(network, seed=0)
+    peer = diffusers.LatentConsistencyModelPipeline(
+        **{**parts, "unet": network.eval(), "scheduler": diffusers.LCMScheduler(**LCM)}, requires_safety_checker=False
+    )
+    peer.set_progress_bar_config(disable=True)
+    peer.save_pretrained(tmp_path / "model")
+    pipe = sfumato.load(str(tmp_path / "model"), dtype="float32")
+    found = []
+    for scale in (8.0, 3.0):
+        theirs = peer(
+            PROMPT, num_inference_steps=4, guidance_scale=scale, height=SIDE, width=SIDE, output_type="latent",
+            generator=torch.Generator().manual_seed(SEED),
+        ).images
+        ours = pipe(PROMPT, steps=4, cfg_scale=scale, height=SIDE, width=SIDE, seed=SEED, noise="torch")
+        assert set(ours.tokens) == {"positive"}
+        torch.testing.assert_close(ours.latents, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+        found.append(theirs)
+    assert (found[0] - found[1]).abs().max() > 0.01

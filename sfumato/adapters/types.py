@@ -1,0 +1,93 @@
+"""What an adapter's form is, and what one use of an adapter is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from sfumato.checkpoints.lazy import Lazy
+
+
+class Form(Protocol):
+    """A way to say how a layer changes.
+
+    Attributes:
+        name: its name in ``FORMS``.
+        endings: how a key ends -> which factor it is.
+        needed: the factors that a layer's change cannot be without.
+    """
+
+    name: ClassVar[str]
+    endings: ClassVar[Mapping[str, str]]
+    needed: ClassVar[frozenset[str]]
+
+    @staticmethod
+    def change(weight: Tensor, factors: Mapping[str, Tensor], strength: float) -> Tensor:
+        """The layer's weight with the change.
+
+        Args:
+            weight: float32, of a linear layer [out, in] or a convolution [out, in, k, k]; it stays as it is.
+            factors: float32.
+            strength: 0 leaves the layer as it is, 1 is what was trained.
+
+        Raises:
+            RuntimeError: the factors do not fit the weight, or each other.
+        """
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one layer."""
+
+    form: type[Form]
+    factors: Mapping[str, Lazy]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An adapter that a request asks for.
+
+    Attributes:
+        name: as the request has it: a path, a name on the hub, or that of a file in the folder of LoRAs.
+        text: strength in the text encoders.
+        denoiser: strength in the denoiser.
+        tag: whether the prompt asks for it, which may name files of that folder and nothing else.
+    """
+
+    name: str
+    text: float = 1.0
+    denoiser: float = 1.0
+    tag: bool = False
+
+    def strength(self, part: str) -> float:
+        """In a part of the model."""
+        return self.text if part.startswith("text_encoder") else self.denoiser
+
+    def __str__(self) -> str:
+        numbers = [self.text] if self.text == self.denoiser else [self.text, self.denoiser]
+        return ":".join([self.name, *(f"{number:g}" for number in numbers)])
+
+
+@dataclass(frozen=True)
+class Applied:
+    """An adapter that is merged into a model.
+
+    Attributes:
+        path: of the file.
+        sha256: of the file.
+        short: A1111's short hash of it (AutoV3), or of the whole file where that has none.
+        layers: how many it changed, by parts.
+    """
+
+    wanted: Wanted
+    path: Path
+    sha256: str
+    short: str
+    layers: Mapping[str, int]
+
+    def note(self) -> str:
+        """What the caller ought to know."""
+        where = ", ".join(f"{count} layers of {part}" for part, count in self.layers.items())
+        return f"LoRA {self.path.stem} at {str(self.wanted).removeprefix(f'{self.wanted.name}:')}: {where}."
