@@ -62,6 +62,8 @@ def devices() -> dict[str, Any]:
         about = torch.cuda.get_device_properties(i)
         half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         found[f"cuda:{i}"] = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {half}"
+    if torch.cuda.device_count():
+        found["cuda"] = "not tried by sfumato's makers yet: tell them what you see"
     if torch.backends.mps.is_available():
         found["mps"] = "available"
     return found

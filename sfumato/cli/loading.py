@@ -27,6 +27,10 @@ class Loading:
     quantize: Annotated[Literal["int8"] | None, "CPU: the denoiser multiplies in 8 bits; faster, lossy"] = (
         None
     )
+    compile: Annotated[
+        Literal["default", "reduce-overhead", "max-autotune"] | None,
+        "leave the denoiser to torch.compile: the first picture of a size takes minutes more, once a machine",
+    ] = None
     max_memory: Annotated[str | None, "what drawing may hold, such as 6GB: slower ways are chosen where it must be"] = (
         None
     )
@@ -43,4 +47,5 @@ class Loading:
             self.model or SHIPPED, refiner=self.refiner, family=self.family, prediction=self.prediction,
             device=self.device, dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant,
             max_memory=self.max_memory, quantize=self.quantize, lora_folder=self.lora_folder,
+            compile=self.compile,
         )  # fmt: skip

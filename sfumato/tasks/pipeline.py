@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sfumato.adapters.wanted import asked
-from sfumato.core.errors import ConfigError, RequestError
+from sfumato.core.errors import ConfigError, RequestError, nearest
 from sfumato.core.request import Request
 from sfumato.core.shipped import SHIPPED
 from sfumato.core.sizes import parse_bytes
+from sfumato.engine.compiled import Mode
 from sfumato.engine.driver import OnStep
 from sfumato.engine.rates import rates
 from sfumato.engine.ready import make_ready
@@ -23,7 +24,8 @@ from sfumato.tasks.text_to_image import Result
 
 def load(
     source: str = SHIPPED, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
-    quantize: Literal["int8"] | None = None, lora_folder: str | Path | None = None, **options: Any,
+    quantize: Literal["int8"] | None = None, compile: Mode | None = None, lora_folder: str | Path | None = None,
+    **options: Any,
 ) -> "Pipeline":
     """Open a model and be ready to draw.
 
@@ -36,14 +38,22 @@ def load(
             GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits,
             with plain kernels.
         quantize: ``"int8"``: the denoisers multiply in 8 bits. Lossy; CPU and float32 only.
+        compile: leave the denoiser to PyTorch's compiler, in this mode; see ``engine.compiled``.
         lora_folder: where ``<lora:name:0.8>`` in a prompt finds ``name.safetensors``. A picture's LoRAs are merged into
             the networks before it is drawn, and stay until a request asks for others.
         options: see ``families.load.open_model``: device, dtype, vae, variant, family, prediction.
 
     Raises:
         CheckpointError: it is not a model, or not one that is known here.
-        ConfigError: ``quantize`` where it cannot be had.
+        ConfigError: ``quantize`` or ``compile`` where it cannot be had.
     """
+    if compile is not None and (quantize is not None or not optimize or max_memory is not None):
+        raise ConfigError(
+            f"compile = {compile!r} is another way to compute the denoiser than quantize, and needs it to stay in "
+            "memory (no max_memory) and to be optimised: use one or the other."
+        )
+    if compile is not None and compile not in get_args(Mode):
+        raise ConfigError(f"compile = {compile!r}{nearest(compile, get_args(Mode))}")
     if quantize is not None and (not optimize or max_memory is not None):
         raise ConfigError(
             f"quantize = {quantize!r} changes the networks' layers, which max_memory and optimize=False leave as they "
@@ -57,6 +67,7 @@ def load(
     if lora_folder is not None:
         model.opened = {**model.opened, "lora_folder": str(lora_folder)}
     pipeline.is_ready = asleep or not optimize
+    pipeline.compiled = compile
     if quantize is not None:
         pipeline.make_ready(int8=True)
     return pipeline
@@ -69,6 +80,7 @@ class Pipeline:
         is_ready: whether the networks are as fast as they shall be.
         packed: whether their layers were replaced for that, so that they can no longer rest in their files.
         int8: whether the denoisers multiply in 8 bits.
+        compiled: how the denoisers are compiled, if they are.
         lora_folder: where <lora:name:0.8> finds its files.
 
     >>> pipe = sfumato.load("path/to/model")
@@ -83,6 +95,7 @@ class Pipeline:
         self.limit = None if max_memory is None else parse_bytes(max_memory)
         self.lora_folder = lora_folder
         self.is_ready, self.packed, self.int8 = True, False, False
+        self.compiled: Mode | None = None
 
     def make_ready(self, int8: bool = False) -> None:
         """Make the networks fast now, and not before the first picture: reading and packing all weights takes a while.
@@ -93,7 +106,7 @@ class Pipeline:
         if not self.is_ready:
             for model in filter(None, (self.model, self.refiner)):
                 files = len(model.files)
-                make_ready(model, int8)
+                make_ready(model, int8, compiled=self.compiled)
                 self.int8 = int8
                 self.packed |= len(model.files) < files
             self.is_ready = True
@@ -134,8 +147,8 @@ class Pipeline:
     def _adapt(self, request: Request) -> None:
         """Give the model the adapters that the request asks for, and no others."""
         changed = adapt(self.model, asked(request), self.lora_folder)
-        if changed and self.packed:
-            make_ready(self.model, self.int8, changed)
+        if changed and (self.packed or (self.compiled is not None and self.is_ready)):
+            make_ready(self.model, self.int8, changed, self.compiled)
 
     def forecaster(self, request: Request, again: bool = False) -> Forecaster:
         """What says how much time and memory a request takes.
