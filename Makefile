@@ -15,6 +15,7 @@ install: $(VENV)/installed-dev
 # most modules of the dependencies are never imported.
 $(VENV)/installed-core: EXTRAS :=
 $(VENV)/installed-dev: EXTRAS := [dev]
+$(VENV)/installed-bench: EXTRAS := [bench]
 $(VENV)/installed-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {v}; 3.11 or newer is needed: make PYTHON=/path/to/it")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +36,7 @@ lint: install
 	$(BIN)/mypy $(CODE)
 	$(BIN)/python -m pytest tests/test_layers.py
 
-bench: install
+bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -5,36 +5,34 @@ run of many steps does. The training step is forward, backward and AdamW in floa
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Process, compare
+from benchmarks.harness import Made, Process, Subject, compare
+from benchmarks.options import options
 from benchmarks.report import machine, report
 from sfumato.models.dit import DITS, DiT, DiTConfig, positions
 from sfumato.nn.conditioning import Conditioning
 
-Subject = tuple[Callable[[], Tensor], dict[str, str]]
 WORK = 2 * 2 * 118.6e9
 """Operations of a call with two rows: the paper's 118.6 billion multiplications each."""
 SMALL = replace(DITS["dit-s2"], out_channels=None, sample_size=16)
 BATCH = 8
 
 
-def main(turns: int = 5) -> None:
-    about = machine()
-    subjects = {"diffusers": Process(diffusers), "sfumato": Process(sfumato)}
-    rows = [compare("DiT-XL/2 step, 32 x 32, 2 rows", subjects, turns, work=WORK)]
-    for subject in subjects.values():
-        subject.end()
+def main(arguments: Sequence[str] = ()) -> None:
+    chosen = options(__doc__, rounds=0, turns=5).parse_args(arguments)
+    about, rounds = machine(), chosen.rounds
+    subjects: dict[str, Subject] = {"diffusers": Process(diffusers), "sfumato": Process(sfumato)}
+    rows = [compare("DiT-XL/2 step, 32 x 32, 2 rows", chosen.of(subjects), chosen.turns, work=WORK, rounds=rounds)]
     subjects = {"diffusers": Process(train_diffusers), "sfumato": Process(train_sfumato)}
-    rows.append(compare(f"training step, DiT-S/2, 16 x 16, batch {BATCH}", subjects, turns, limit=1e-2))
-    for subject in subjects.values():
-        subject.end()
-    report("dit_step", rows, about)
+    name = f"training step, DiT-S/2, 16 x 16, batch {BATCH}"
+    rows.append(compare(name, chosen.of(subjects), chosen.turns, limit=1e-2, rounds=rounds))
+    report("dit_step", rows, about, chosen.trial)
 
 
 def weights(config: DiTConfig) -> Any:
@@ -69,14 +67,14 @@ def inputs(config: DiTConfig, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.randint(0, 1000, (rows,), generator=drawn), torch.randint(0, 1000, (rows,), generator=drawn)
 
 
-def diffusers() -> Subject:
+def diffusers() -> Made:
     network = weights(DITS["dit-xl2"])
     x, _, _ = inputs(DITS["dit-xl2"], 1)
     both, t, labels = x.repeat(2, 1, 1, 1), torch.tensor([500, 500]), torch.tensor([207, 1000])
     return lambda: network(both, t, class_labels=labels).sample, {}
 
 
-def sfumato() -> Subject:
+def sfumato() -> Made:
     from sfumato.engine.allocator import keep_freed_memory
     from sfumato.engine.pack import BALANCED, pack
 
@@ -92,7 +90,7 @@ def sfumato() -> Subject:
     return lambda: network(x, times, conditioning), {"native layers": str(done.layers) if done.layers else done.why}
 
 
-def trained(network: torch.nn.Module, call: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Subject:
+def trained(network: torch.nn.Module, call: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Made:
     """A turn: a step of AdamW from the weights as they were; its output is a layer's gradient."""
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     layer = network.get_parameter("transformer_blocks.5.attn1.to_q.weight")
@@ -113,12 +111,12 @@ def trained(network: torch.nn.Module, call: Callable[[Tensor, Tensor, Tensor], T
     return turn, {}
 
 
-def train_diffusers() -> Subject:
+def train_diffusers() -> Made:
     network = weights(SMALL)  # left in evaluation mode, in which it drops no classes by itself
     return trained(network, lambda x, t, labels: network(x, t, class_labels=labels).sample)
 
 
-def train_sfumato() -> Subject:
+def train_sfumato() -> Made:
     network = DiT(SMALL, shared=True)
     theirs = weights(SMALL).state_dict()
     network.load_state_dict({name: theirs[name] for name in network.state_dict()})
@@ -126,4 +124,4 @@ def train_sfumato() -> Subject:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(sys.argv[1:])

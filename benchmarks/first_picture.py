@@ -2,7 +2,7 @@
 
 The peer has the same U-Net, text encoder and tokenizer, with the same weights. diffusers has no autoencoder of the
 shipped one's kind (patches and a shortcut at the ends), so it has its own kind with as many parameters, random; and
-since its pipeline does not take the shipped scheduler, both draw warm with first-order DPM-Solver on the same sigmas.
+since its pipeline does not take the shipped scheduler, both draw warm with DPM-Solver++ (2M) on the same sigmas.
 There each turn goes on to pixels, and the latents are compared. A cold start is a fresh process, from its start to the
 file with the picture; the files that it reads are in the system's cache.
 """
@@ -34,10 +34,7 @@ VAE = AutoencoderConfig(
     mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False,
 )  # fmt: skip
 """The shipped one has 5.9 M parameters, and so has this; pictures are 8 times as wide as their latents."""
-SCHEDULER = {
-    "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0, "solver_order": 1,
-    "steps_offset": 1,
-}  # fmt: skip
+SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0, "steps_offset": 1}
 LOSSY = ("sfumato int8", "sfumato fast")
 COLD = f"""
 import torch

@@ -266,13 +266,16 @@ def compare(
     for label in living:
         measured[label].faults = int(median(faults[label]))
     truth = outputs.get(first)
+    quality = {
+        label: psnr(outputs[label], truth, span)
+        for label in living if label in lossy and label in outputs and truth is not None
+    }  # fmt: skip
     return Row(
         name, {label: measured[label] for label in living},
         {label: _far(y, truth) for label, y in outputs.items() if label in living and truth is not None},
         work, peak_rate() if work else 0.0, notes, [label for label in living if label in lossy],
-        {label: psnr(outputs[label], truth, span) for label in living
-         if label in lossy and label in outputs and truth is not None},
-    )  # fmt: skip
+        {label: found for label, found in quality.items() if found < inf},
+    )
 
 
 def _far(y: Tensor, truth: Tensor) -> float:

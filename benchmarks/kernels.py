@@ -1,5 +1,8 @@
 """The native kernels beside the plain layers, on the shapes that SD1.5 has."""
 
+import argparse
+import sys
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -17,7 +20,10 @@ CONVOLUTIONS = (  # channels in and out, side of the picture
 PRODUCTS = ((8192, 320, 320), (2048, 640, 640), (512, 1280, 1280), (8192, 1280, 320))  # rows, width in and out
 
 
-def main(turns: int = 5) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--turns", type=int, default=5)
+    turns = flags.parse_args(arguments).turns
     keep_freed_memory()
     about, rows = machine(), []
     torch.manual_seed(0)
@@ -61,4 +67,4 @@ def run(layer: nn.Module, *inputs: Tensor | bool) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

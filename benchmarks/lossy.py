@@ -8,6 +8,8 @@ what its seeds give, in 25 steps without guidance. What is found goes to ``bench
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -30,7 +32,13 @@ INT8 = "int8"
 """Not a mode of a request but a way to open the model (``quantize``), measured beside them."""
 
 
-def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PROMPTS)) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--model", default=MODEL)
+    flags.add_argument("--vae-tiny")
+    flags.add_argument("--prompts", type=int, default=len(PROMPTS), choices=range(1, len(PROMPTS) + 1))
+    chosen = flags.parse_args(arguments)
+    model, vae_tiny, prompts = chosen.model, chosen.vae_tiny, chosen.prompts
     keep_freed_memory()
     plain = sfumato.load(model, device="cpu", vae_tiny=vae_tiny)
     coarse = sfumato.load(model, device="cpu", quantize="int8")
@@ -97,8 +105,4 @@ def main(model: str = MODEL, vae_tiny: str | None = None, prompts: int = len(PRO
 
 
 if __name__ == "__main__":
-    flags = argparse.ArgumentParser(description=__doc__)
-    flags.add_argument("--model", default=MODEL)
-    flags.add_argument("--vae-tiny")
-    flags.add_argument("--prompts", type=int, default=len(PROMPTS), choices=range(1, len(PROMPTS) + 1))
-    main(**vars(flags.parse_args()))
+    main(sys.argv[1:])

@@ -69,7 +69,7 @@ def output(row: Row, name: str, peer: str) -> str:
     """How far the outputs are from each other, or from the reference."""
     if name not in row.difference or peer not in row.difference:
         return "not compared"
-    if name not in row.lossy:
+    if name not in row.psnr:
         return f"equal to {max(row.difference[name], row.difference[peer]):.0e}"
     theirs = f", theirs {row.psnr[peer]:.1f}" if peer in row.psnr else ""
     return f"{row.psnr[name]:.1f} dB{theirs}"

@@ -113,12 +113,13 @@ def sfumato(name: str, side: int, steps: int, count: int, how: str = "") -> Made
             folders.PROMPT, negative_prompt=folders.NEGATIVE, width=side, height=side, steps=steps, cfg_scale=SCALE,
             seed=1, count=count, noise="torch", lossy=("fast",) if fast else (),
         )  # fmt: skip
-        notes.update({f"sfumato {how}": note for note in result.notes if note.startswith("Lossy")})
+        said = (note.partition(" Measured on")[0] for note in result.notes if note.startswith("Lossy"))
+        notes.update({f"sfumato {how}": note for note in said})
         return torch.from_numpy(np.stack([picture.pixels for picture in result.pictures])).movedim(-1, 1).float()
 
     notes: dict[str, str] = {}
     draw(2)
-    return partial(draw, steps), {name: note.split(".")[0] for name, note in notes.items()}
+    return partial(draw, steps), notes
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Row:
         peak: operations a second that this machine reached in a large matrix product in float32.
         notes: what else a reader should know.
         lossy: subjects whose output differs on purpose.
-        psnr: of the lossy ones' output to the first's, in dB.
+        psnr: of the lossy ones' output to the first's, in dB; none where it is the same.
     """
 
     name: str

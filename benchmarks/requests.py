@@ -8,8 +8,9 @@ be the one that its request gives alone, to 1/255.
 
 import argparse
 import random
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import mean, median
 
 import torch
@@ -29,7 +30,13 @@ SAMPLERS, STEPS, SCALES = ("euler", "dpmpp_2m", "heun"), (15, 20, 30), (3.0, 5.0
 ALONE, TOGETHER = "one after the other", "step by step together"
 
 
-def main(model: str = MODEL, requests: int = len(PROMPTS), turns: int = 5) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--model", default=MODEL)
+    flags.add_argument("--requests", type=int, default=len(PROMPTS), choices=range(2, len(PROMPTS) + 1))
+    flags.add_argument("--turns", type=int, default=5)
+    chosen = flags.parse_args(arguments)
+    model, requests, turns = chosen.model, chosen.requests, chosen.turns
     keep_freed_memory()
     pipe = sfumato.load(model, device="cpu")
     pipe(PROMPTS[0], seed=0)
@@ -104,8 +111,4 @@ def pixels_of(result: Result) -> Tensor:
 
 
 if __name__ == "__main__":
-    flags = argparse.ArgumentParser(description=__doc__)
-    flags.add_argument("--model", default=MODEL)
-    flags.add_argument("--requests", type=int, default=len(PROMPTS), choices=range(2, len(PROMPTS) + 1))
-    flags.add_argument("--turns", type=int, default=5)
-    main(**vars(flags.parse_args()))
+    main(sys.argv[1:])
