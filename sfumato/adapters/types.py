@@ -90,4 +90,5 @@ class Applied:
     def note(self) -> str:
         """What the caller ought to know."""
         where = ", ".join(f"{count} layers of {part}" for part, count in self.layers.items())
-        return f"LoRA {self.path.stem} at {str(self.wanted).removeprefix(f'{self.wanted.name}:')}: {where}."
+        name = Path(self.wanted.name).name.removesuffix(self.path.suffix)
+        return f"LoRA {name} at {str(self.wanted).removeprefix(f'{self.wanted.name}:')}: {where or 'nothing'}."

@@ -34,8 +34,10 @@ def read(model: Model, request: Request, names: Sequence[str], towers: Sequence[
 
 def embedded_guidance(model: Model, request: Request) -> Tensor | None:
     """[1] the guidance scale, of networks that were taught to guide themselves (Luo et al., 2023); else None."""
+    if not model.guides_itself:
+        return None
     assert request.cfg_scale is not None  # the request was settled
-    return torch.tensor([request.cfg_scale]) if model.guides_itself else None
+    return torch.tensor([request.cfg_scale])
 
 
 def condition_sd(model: Model, request: Request, names: Sequence[str]) -> Prompts:
