@@ -23,6 +23,7 @@ from sfumato.checkpoints.diffusers import Folder, write_folder
 from sfumato.checkpoints.lazy import lazy_all
 from sfumato.checkpoints.parts import Part
 from sfumato.core.request import Request
+from sfumato.engine.pack import LARGE
 from sfumato.engine.residence import USUAL, Holding
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import CLIP_L
@@ -50,6 +51,8 @@ class Case:
 
 CASES = (
     Case("middle", "float32", 256),
+    Case("middle", "float32", 256, Holding(growth=LARGE)),
+    Case("middle", "float16", 256, Holding(growth=LARGE)),
     Case("middle", "float32", 256, Holding("parts")),
     Case("middle", "float32", 256, Holding("layers")),
     Case("middle", "float16", 256),
@@ -85,18 +88,23 @@ def make(name: str, stored: str, folder: Path) -> None:
 
 def draw(source: str, case: Case) -> dict[str, float]:
     """Draw in this process, which has done nothing else, and tell what it took and what was predicted."""
-    from sfumato.engine.rates import rates
+    from sfumato.engine.rates import NOMINAL, rates
+    from sfumato.engine.ready import make_ready
     from sfumato.families.load import open_model
     from sfumato.tasks.forecast import Forecaster
     from sfumato.tasks.text_to_image import text_to_image
 
     request = Request("a red apple", seed=1, width=case.size, height=case.size, steps=case.steps, count=case.count)
     model = open_model(source, device="cpu", asleep=case.holding.where != "resident")
+    if case.holding.growth is not None:
+        shapes = Forecaster(model, request, NOMINAL).shapes(case.holding)
+        make_ready(model, growth=case.holding.growth, shapes=shapes)
     begin = time.perf_counter()
     text_to_image(model, request, holding=case.holding)
     seconds, peak = time.perf_counter() - begin, status("VmHWM")
     own, mapped = status("RssAnon"), status("RssFile")
-    found = Forecaster(model, request, rates(model.device, model.dtype)).forecast(case.holding)
+    before = open_model(source, device="cpu", asleep=True)  # predicted as it is before anything is read or packed
+    found = Forecaster(before, request, rates(model.device, model.dtype), packs=True).forecast(case.holding)
     return {"seconds": seconds, "peak": peak, "predicted": found.peak, "predicted_seconds": found.seconds,
             "own_at_end": own, "mapped_at_end": mapped}  # fmt: skip
 
@@ -119,14 +127,15 @@ def rows(cases: tuple[Case, ...], place: Path) -> Iterator[tuple[Case, dict[str,
 
 def main(cases: tuple[Case, ...] = CASES) -> None:
     found = []
-    print(f"{'model':<7} {'stored':<8} {'px':>4} {'n':>2} {'held':<9} {'rows':>4} {'tile':>4} "
+    print(f"{'model':<7} {'stored':<8} {'px':>4} {'n':>2} {'held':<9} {'rows':>4} {'tile':>4} {'growth':>6} "
           f"{'measured':>9} {'predicted':>9} {'ratio':>6} {'s':>7} {'pred. s':>8}")  # fmt: skip
     with TemporaryDirectory() as place:
         for case, row in rows(cases, Path(place)):
             ratio = row["predicted"] / row["peak"]
             found.append({**asdict(case), **row, "ratio": ratio})
             print(f"{case.model:<7} {case.stored:<8} {case.size:>4} {case.count:>2} {case.holding.where:<9} "
-                  f"{case.holding.rows:>4} {case.holding.tile or '-':>4} {row['peak'] / 1e6:>6.0f} MB "
+                  f"{case.holding.rows:>4} {case.holding.tile or '-':>4} "
+                  f"{'-' if case.holding.growth is None else case.holding.growth:>6} {row['peak'] / 1e6:>6.0f} MB "
                   f"{row['predicted'] / 1e6:>6.0f} MB {ratio:>6.2f} {row['seconds']:>7.1f} "
                   f"{row['predicted_seconds']:>8.1f} {'' if abs(ratio - 1) <= LIMIT else 'MISSED'}",
                   flush=True)  # fmt: skip

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] = ()) -> None:
                 "diffusers compiled": Process(peers.made_unet, config, size, True),
                 "OpenVINO": Process(openvino_peer.made_unet, name, size),
                 "sfumato": Process(sfumato, name, size),
-                "sfumato large": Process(sfumato, name, size, True),
+                "sfumato balanced": Process(sfumato, name, size, True),
                 "OpenVINO int8": Process(openvino_peer.made_unet, name, size, True),
                 "sfumato int8": Process(sfumato, name, size, False, True),
             }
@@ -47,24 +47,33 @@ def main(arguments: Sequence[str] = ()) -> None:
             report(f"unet_step_{name}_{size}", [row], about, chosen.trial)
 
 
-def sfumato(name: str, size: int, large: bool = False, int8: bool = False) -> Made:
+def sfumato(name: str, size: int, balanced: bool = False, int8: bool = False) -> Made:
+    from sfumato.checkpoints.load import outlines
     from sfumato.engine.allocator import keep_freed_memory
     from sfumato.engine.pack import BALANCED, LARGE, pack
     from sfumato.models.unet import UNet
     from sfumato.nn.conditioning import Conditioning
+    from sfumato.nn.layers import Conv2d
 
     keep_freed_memory()
     config = peers.UNETS[name]
     with torch.device("meta"):
         unet = UNet(config)
     unet.load_state_dict(peers.unet(config).state_dict(), assign=True)
-    done = pack(unet, LARGE if large else BALANCED, int8=int8)
     asked = peers.ask(config, size)
     told = Conditioning(context=asked.context, pooled=asked.pooled, sizes=asked.sizes)
+    shapes: dict[str, torch.Size] = {}  # of the pictures that convolutions are given, on which their choice depends
+    with outlines(), torch.inference_mode():
+        outline = UNet(config)
+        for layer, module in outline.named_modules():
+            if isinstance(module, Conv2d):
+                module.register_forward_pre_hook(lambda _, x, layer=layer: shapes.update({layer: x[0].shape}))
+        outline(asked.x.to("meta"), torch.tensor([float(asked.time)]), told.map(lambda tensor: tensor.to("meta")))
+    done = pack(unet, BALANCED if balanced else LARGE, int8=int8, shapes=shapes)
     with torch.inference_mode():
         conditioning = unet.prepare(told)
         times = unet.prepare_times(torch.tensor([float(asked.time)]), told)[0]
-    label = "sfumato int8" if int8 else "sfumato large" if large else "sfumato"
+    label = "sfumato int8" if int8 else "sfumato balanced" if balanced else "sfumato"
     weights = f"weights {done.after / done.before:.2f} of plain, {done.winograd} transformed, {done.int8} in 8 bits"
     return lambda: unet(asked.x, times, conditioning), {label: done.why or weights}
 

@@ -52,12 +52,20 @@ def installed(name: str) -> str:
 def devices() -> dict[str, Any]:
     import torch
 
+    from sfumato.core.sizes import show_bytes
+    from sfumato.engine.rates import free
     from sfumato.nn import native
+    from sfumato.tasks.forecast import LARGEST, SHARE
 
     found: dict[str, Any] = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
     found["cpu instructions"] = torch.backends.cpu.get_cpu_capability()
     found["cpu kernels"] = native.why()
     found["cpu int8"] = native.why_int8()
+    found["cpu precision"] = native.why_half()
+    found["memory"] = (
+        f"{show_bytes(free())} free; packed weights make a process up to {LARGEST} times as large, within {SHARE:.0%} "
+        "of that"
+    )
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sfumato.cli.loading import Loading
@@ -29,16 +30,14 @@ class Plan:
     def run(self) -> int:
         pipeline = replace(self.loading, max_memory=self.loading.max_memory or "1TB").open()  # weights stay in files
         forecaster = pipeline.forecaster(self.request, self.measure)
+        notes = [*pipeline.model.notes]
         if self.loading.max_memory is None:
-            from sfumato.engine.residence import USUAL
-
-            found = forecaster.forecast(USUAL)
+            found, said = forecaster.unasked()
+            notes += said
         else:
             found = forecaster.fit(parse_bytes(self.loading.max_memory))
         settled = forecaster.settled.request
-        notes = [*pipeline.model.notes, *found.notes()]
-        if pipeline.model.device.type == "cpu" and self.loading.max_memory is None:
-            notes.append("Counted with plain kernels; native ones are faster, and their weights take more memory.")
+        notes += found.notes()
         if self.json:
             print(json.dumps(report(found, settled, notes), indent=2))
             return 0
@@ -51,10 +50,11 @@ class Plan:
 
 def report(found: "Forecast", request: Request, notes: list[str]) -> dict[str, Any]:
     """The forecast as JSON: bytes, seconds, floating-point operations."""
+    growth = found.holding.growth
     return {
         "width": request.width, "height": request.height, "steps": request.steps, "count": request.count,
         "phases": [asdict(phase) for phase in found.phases], "seconds": found.seconds, "peak": found.peak,
-        "holding": asdict(found.holding), "notes": notes,
+        "holding": {**asdict(found.holding), "growth": "all" if growth == inf else growth}, "notes": notes,
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def compile_denoiser(model: Model, mode: Mode) -> None:
     Raises:
         ConfigError: its layers were packed for the CPU already.
     """
-    if model.family.denoiser not in model.files:
+    if model.family.denoiser not in model.files or model.family.denoiser in model.packed:
         raise ConfigError(
             "compile comes too late: the denoiser's layers were packed or changed. Open the model with it."
         )

@@ -1,9 +1,10 @@
 """Making a network ready for fast inference on a CPU: its layers are replaced by native ones, in place."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -17,10 +18,16 @@ from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
 from sfumato.nn.transformer import CrossAttention
 
 SMALL, BALANCED, LARGE, FAST = 0.0, 0.25, 0.7, inf
-"""Values of ``growth``: nothing transformed; convolutions on large pictures; nearly all that gain; every one.
+"""Values of ``growth``: nothing transformed; convolutions on large pictures; nearly all that gain; all that gain.
 
-SD1.5's U-Net has 3.4 GB of weights; with these it has 3.4, 4.3, 5.8 and 9.7 GB. The last is for small networks.
+SD1.5's U-Net has 3.4 GB of weights; with the first three it has 3.4, 4.3 and 5.8 GB.
 """
+
+BYTE = 4.0
+"""Multiplications with their additions, in float32, that a processor does while a byte of weights arrives."""
+
+AT_ONCE = 1 << 28
+"""Bytes of plain weights after which their memory goes back to the system while a network is packed."""
 
 NARROW = 32
 """Channels: a layer with fewer, in or out, is never made to multiply in 8 bits."""
@@ -48,7 +55,7 @@ class Packing:
 
 def pack(
     network: nn.Module, growth: float = BALANCED, packed_now: Callable[[str], None] = lambda name: None,
-    int8: bool = False,
+    int8: bool = False, shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Packing:
     """Replace convolutions, linear layers and normalisations of a network by native ones, in place.
 
@@ -57,19 +64,20 @@ def pack(
     native kernels or the network's device and precision do not allow it, the network stays as it is.
 
     Args:
-        network: built from ``sfumato.nn.layers``, float32, on the CPU.
+        network: built from ``sfumato.nn.layers``, float32, on the CPU; or on the meta device, to see what would come.
         growth: how much larger all weights together may become, as a fraction, by transforming those of 3 x 3
             convolutions for Winograd's algorithm, where a byte saves the most multiplications first.
         packed_now: is told the name of each layer whose plain weights are needed no more.
         int8: multiply in 8 bits, which is lossy (``sfumato.nn.int8``), wherever a layer has ``NARROW`` channels or more
             in and out: not in the first and the last, nor where the text's keys and values are made. Without native
             kernels this is done in plain PyTorch, with the same result, and slower than float32.
+        shapes: of the pictures [B, C, H, W] that convolutions will be given, by the layers' names, where that is known.
     """
     if growth < 0:
         raise ConfigError(f"growth = {growth}: must be 0 or more.")
     before = _size(network)
     kinds = {(p.device.type, p.dtype) for p in network.parameters()}
-    if kinds != {("cpu", torch.float32)}:
+    if kinds not in ({("cpu", torch.float32)}, {("meta", torch.float32)}):
         return Packing(before=before, after=before, why="the network is not in float32 on the CPU")
     fast = native.available()
     why = "" if fast else native.why()
@@ -77,25 +85,22 @@ def pack(
         return Packing(before=before, after=before, why=why)
     from sfumato.nn.native import layers as packed  # only now: its operators exist once the library is loaded
 
-    transformed = {} if int8 else _choose(network, growth * before)
+    transformed = {} if int8 else _choose(network, growth * before, shapes)
     network.eval().requires_grad_(False)
     places = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     twice = {module for module, count in places.items() if count > 1}
     places.clear()  # nothing may hold on to a layer that was replaced: that would double the memory
     made: dict[nn.Module, nn.Module] = {}
     winograd = len(transformed)
-    layers = eights = 0
+    layers = eights = freed = 0
 
     def in_eight(layer: nn.Module) -> nn.Module | None:
         if type(layer) is Conv2d and _regular(layer) and min(layer.in_channels, layer.out_channels) >= NARROW:
-            convolution = coarse.Int8Conv2d(layer)
-            return packed.PackedInt8Conv2d(convolution) if fast else convolution
+            return packed.PackedInt8Conv2d(layer) if fast else coarse.Int8Conv2d(layer)
         if type(layer) is Linear and min(layer.in_features, layer.out_features) >= NARROW:
-            linear = coarse.Int8Linear(layer)
-            return packed.PackedInt8Linear(linear) if fast else linear
+            return packed.PackedInt8Linear(layer) if fast else coarse.Int8Linear(layer)
         if type(layer) is GEGLU and layer.proj.out_features % 64 == 0:
-            geglu = coarse.Int8GEGLU(layer.proj)
-            return packed.PackedInt8GEGLU(geglu) if fast else geglu
+            return packed.PackedInt8GEGLU(layer) if fast else coarse.Int8GEGLU(layer.proj)
         return None
 
     def stand_in(layer: nn.Module) -> nn.Module | None:
@@ -114,7 +119,7 @@ def pack(
         return None
 
     def walk(parent: nn.Module, prefix: str) -> None:
-        nonlocal layers, eights
+        nonlocal layers, eights, freed
         if isinstance(parent, TimestepEmbedding):
             return  # it and the blocks' projections of time run once a schedule
         for name in [name for name, _ in parent.named_children()]:
@@ -132,12 +137,20 @@ def pack(
             if child in twice:
                 made[child] = new
             setattr(parent, name, new)
+            freed += _size(child)
+            del child
             packed_now(f"{prefix}{name}")
+            if freed > AT_ONCE:
+                freed = give_back()
+
+    def give_back() -> int:
+        if kinds != {("meta", torch.float32)}:
+            return_freed_memory()  # the plain weights', where they were no pages of a file
+        return 0
 
     walk(network, "")
-    report = Packing(layers, winograd, eights, before, why=why)
-    return_freed_memory()  # the plain weights'
-    return replace(report, after=_size(network))
+    give_back()
+    return replace(Packing(layers, winograd, eights, before, why=why), after=_size(network))
 
 
 def _size(network: nn.Module) -> int:
@@ -156,23 +169,30 @@ def _regular(layer: nn.Conv2d) -> bool:
     )
 
 
-def _choose(network: nn.Module, budget: float) -> dict[nn.Module, int]:
+def _choose(network: nn.Module, budget: float, shapes: Mapping[str, Sequence[int]]) -> dict[nn.Module, int]:
     """The convolutions whose weights are to be transformed and for which tile, within ``budget`` more bytes.
 
-    What a byte saves is proportional to the picture's area, which a layer does not know. But in U-Nets and autoencoders
-    the area falls as the square of the channels rises, so that the product of channels stands for it.
+    A layer takes as long as its multiplications or as its weights' way from memory, whichever is more; where a byte
+    saves the most time, it is spent first.
     """
     offers = []
-    for order, m in enumerate(network.modules()):
+    for order, (name, m) in enumerate(network.named_modules()):
         if type(m) is Conv2d and _regular(m) and m.in_channels % 16 == 0 and (
             (m.kernel_size, m.stride, m.padding) == ((3, 3), (1, 1), (1, 1))
         ):
+            count, _, height, width = shapes.get(name) or _usual(m)
             columns = -(-m.out_channels // 32) * 32  # panels may be as wide
-            small, large = (4 * m.in_channels * (points * columns - 9 * m.out_channels) for points in (16, 36))
-            area = 1 / (m.in_channels * m.out_channels)
-            # Of the direct sum's multiplications tiles of 2 save 5/9, tiles of 4 save 3/4.
-            offers.append((area * (5 / 9) / 7, order, 2, small, m))
-            offers.append((area * (3 / 4 - 5 / 9) / 20, order, 4, large - small, m))
+            plain = 9 * max(count * height * width, 4 * BYTE)  # of each pair of channels
+            takes = {2: 1.15, 4: 1.3}  # with the transforms of the pictures
+            small, large = (
+                (tile + 2) ** 2 * max(extra * count * -(-height // tile) * -(-width // tile), 4 * BYTE)
+                for tile, extra in takes.items()
+            )
+            little, much = (4 * m.in_channels * (points * columns - 9 * m.out_channels) for points in (16, 36))
+            if small < plain:
+                offers.append(((plain - small) / 7, order, 2, little, m))
+            if large < min(small, plain):
+                offers.append(((min(small, plain) - large) / 20, order, 4, much - little, m))
     chosen: dict[nn.Module, int] = {}
     for _, _, tile, cost, layer in sorted(offers, key=lambda offer: (-offer[0], offer[1])):
         if cost > budget:
@@ -180,3 +200,12 @@ def _choose(network: nn.Module, budget: float) -> dict[nn.Module, int]:
         budget -= cost
         chosen[layer] = tile
     return chosen
+
+
+def _usual(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """The picture that a convolution gets, about, where nobody knows: a layer does not.
+
+    In U-Nets and autoencoders the area falls as the square of the channels rises.
+    """
+    side = round(64 * 320 / (layer.in_channels * layer.out_channels) ** 0.5)
+    return 2, layer.in_channels, side, side

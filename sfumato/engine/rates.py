@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from sfumato.engine.trace import Operation
 from sfumato.models.autoencoder import SD_VAE, Autoencoder
 from sfumato.models.clip_text import CLIP_L, ClipText
 from sfumato.models.unet import SD1, UNet
+from sfumato.nn import native
 from sfumato.text import tokenizer
 
 
@@ -38,6 +38,9 @@ class Rates:
         product: the same in matrix products.
         attention: the same in fused attention.
         movement: bytes a second, read and written, in sums of tensors that fit no cache.
+        packed: the same in products with packed weights (``sfumato.nn.native``; where there is none, as ``product``).
+        winograd: the same in Winograd's products, the transforms included.
+        int8: the same in products of 8 bits.
         latency: seconds that the smallest operation takes.
         load: bytes a second from a mapped file's pages, when they are in memory, to the device.
         process: bytes of a process that has run every kind of operation and holds no model.
@@ -47,16 +50,28 @@ class Rates:
     product: float
     attention: float
     movement: float
+    packed: float
+    winograd: float
+    int8: float
     latency: float
     load: float
     process: int
 
     def seconds(self, operations: Iterable[Operation]) -> float:
         """Each operation takes what its arithmetic takes or what its traffic takes, whichever is more."""
-        speed = {"convolution": self.convolution, "product": self.product, "attention": self.attention}
         return sum(
-            max(o.moved / self.movement, o.flops / speed[o.kind] if o.flops else 0.0, self.latency) for o in operations
+            max(o.moved / self.movement, o.flops / getattr(self, o.kind) if o.flops else 0.0, self.latency)
+            for o in operations
         )
+
+
+NOMINAL = Rates(1e11, 1e11, 1e11, 1e10, 1e11, 1e11, 4e11, 1e-6, 1e10, 400_000_000)
+"""Where only memory matters: a process that holds about as much as one that has imported everything."""
+
+
+def known(device: torch.device, dtype: torch.dtype) -> Rates | None:
+    """Those of this machine if they have been measured."""
+    return _read(cache_file()).get(machine(device, dtype))
 
 
 def rates(device: torch.device, dtype: torch.dtype, again: bool = False) -> Rates:
@@ -66,10 +81,9 @@ def rates(device: torch.device, dtype: torch.dtype, again: bool = False) -> Rate
         again: measure even if they are known.
     """
     path = cache_file()
-    known = _read(path)
-    key = machine(device, dtype)
-    if key in known and not again:
-        return known[key]
+    found = known(device, dtype)
+    if found is not None and not again:
+        return found
     command = [sys.executable, "-m", __name__, str(device), str(dtype).removeprefix("torch.")]
     threads = str(torch.get_num_threads())
     done = subprocess.run(
@@ -81,7 +95,8 @@ def rates(device: torch.device, dtype: torch.dtype, again: bool = False) -> Rate
     found = from_dict(Rates, json.loads(done.stdout), "measured rates")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        file.write(json.dumps({k: asdict(v) for k, v in {**known, key: found}.items()}, indent=1).encode())
+        every = {**_read(path), machine(device, dtype): found}
+        file.write(json.dumps({k: asdict(v) for k, v in every.items()}, indent=1).encode())
     return found
 
 
@@ -139,33 +154,43 @@ def _speeds(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     big, other = new(16_000_000), new(16_000_000)
     small = new(8)
     page = torch.empty(16_000_000, dtype=dtype)
-    took = {
-        "convolution": _time(lambda: F.conv2d(x, weight, padding=1), device),
-        "product": _time(lambda: a @ b, device),
-        "attention": _time(lambda: F.scaled_dot_product_attention(q, q, q), device),
-        "movement": _time(lambda: torch.add(big, other), device),
-        "latency": _time(lambda: small + small, device, turns=50),
-        "load": _time(lambda: page.to(device, copy=True), device),
+    convolution, product = 2.0 * 2 * 32 * 32 * weight.numel(), 2.0 * 2048 * 640 * 2560
+    runs: dict[str, tuple[float, Callable[[], object]]] = {
+        "convolution": (convolution, lambda: F.conv2d(x, weight, padding=1)),
+        "product": (product, lambda: a @ b),
+        "attention": (4.0 * 16 * 1024 * 1024 * 40, lambda: F.scaled_dot_product_attention(q, q, q)),
+        "movement": (3.0 * big.nbytes, lambda: torch.add(big, other)),
+        "latency": (1.0, lambda: small + small),
+        "load": (float(page.nbytes), lambda: page.to(device, copy=True)),
     }
-    work = {
-        "convolution": 2.0 * 2 * 32 * 32 * weight.numel(), "product": 2.0 * 2048 * 640 * 2560,
-        "attention": 4.0 * 16 * 1024 * 1024 * 40, "movement": 3.0 * big.nbytes, "load": float(page.nbytes),
-    }
-    return {**{name: amount / took[name] for name, amount in work.items()}, "latency": took["latency"]}
+    if (device.type, dtype) == ("cpu", torch.float32) and native.available():
+        ops = torch.ops.sfumato
+        packed, transformed, eight = ops.pack_linear(b.T), ops.pack_winograd(weight, 4), ops.pack_int8(b.T)
+        runs["packed"] = product, lambda: ops.linear(a, packed, None, None, 2560)
+        runs["winograd"] = convolution / 4, lambda: ops.winograd(x, transformed, None, None, None, 320)
+        runs["int8"] = product, lambda: ops.linear_int8(a, *eight, None, None, 2560)
+    took = {name: work / _time(run, device) for name, (work, run) in runs.items()}
+    took["latency"] = 1 / took["latency"]
+    return {"packed": took["product"], "winograd": took["convolution"], "int8": took["product"], **took}
 
 
-def _time(run: Callable[[], object], device: torch.device, turns: int = 5) -> float:
-    """Seconds of one call: the middle one of several, after one that is not counted."""
-    found = []
-    for _ in range(turns + 1):
+def _time(run: Callable[[], object], device: torch.device, seconds: float = 0.4) -> float:
+    """Of the calls that so many seconds hold, three at least, the fastest: what held up the others was not it.
+
+    On a CPU a call takes no longer than its threads ran together: the rest of the time others had the processor.
+    """
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 4 or time.perf_counter() < end:
         if device.type != "cpu":
             torch.accelerator.synchronize()
-        begin = time.perf_counter()
+        begin, ran = time.perf_counter(), time.process_time()
         run()
         if device.type != "cpu":
             torch.accelerator.synchronize()
-        found.append(time.perf_counter() - begin)
-    return median(found[1:])
+        took, ran = time.perf_counter() - begin, time.process_time() - ran
+        found.append(min(took, ran) if device.type == "cpu" else took)
+    return min(found[1:])
 
 
 def _process(device: torch.device) -> int:
@@ -181,6 +206,26 @@ def _process(device: torch.device) -> int:
     found = resident()
     assert len(held[0]) > 0  # held until here
     return found
+
+
+def free() -> int:
+    """Bytes of memory that this process may still take without others having to give any; 0 where nobody tells.
+
+    What a container's limit (cgroup v2) leaves, if that is less than what the system has.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        counted = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):  # no such group, or "max"
+        return found
+    return min(found, max(0, limit - used + int(counted.get("inactive_file", 0))))
 
 
 def resident() -> int:

@@ -1,71 +1,136 @@
 """A model made ready to draw fast on the device it is on, with the same result unless 8 bits are asked for."""
 
-from collections.abc import Container
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
 import torch
+from torch import nn
 
 from sfumato.core.errors import ConfigError
+from sfumato.core.sizes import show_bytes
 from sfumato.engine import lossy
+from sfumato.engine.allocator import return_freed_memory
 from sfumato.engine.compiled import Mode, compile_denoiser
-from sfumato.engine.pack import BALANCED, FAST, Packing, pack
+from sfumato.engine.pack import BALANCED, FAST, SMALL, Packing, pack
+from sfumato.engine.residence import rest, wake
 from sfumato.families.types import TINY, Model
 
+Shapes = Mapping[str, Sequence[int]]
 
-def make_ready(
-    model: Model, int8: bool = False, again: Container[str] | None = None, compiled: Mode | None = None
-) -> None:
-    """Pack the denoiser and the autoencoder for the CPU, where native kernels are to be had; elsewhere do nothing.
 
-    Afterwards the networks can no longer be trained or changed, nor rest in their files. What was done, or why nothing
-    was, is added to the model's notes.
-
-    Args:
-        int8: the denoiser multiplies in 8 bits, which is lossy; see ``pack``.
-        again: only these parts, which were read once more since; nothing new is noted.
-        compiled: the denoiser is left to PyTorch's compiler, on any device; see ``compile_denoiser``.
-
-    Raises:
-        ConfigError: ``int8`` elsewhere than on the CPU in float32.
-    """
-    if int8 and (model.device.type, model.dtype) != ("cpu", torch.float32):
+def check_int8(model: Model) -> None:
+    """Refuse to multiply in 8 bits elsewhere than on the CPU in float32."""
+    if (model.device.type, model.dtype) != ("cpu", torch.float32):
         raise ConfigError(
             f"quantize = 'int8' is for the CPU in float32, and this is on {model.device} in {model.dtype}: leave it "
             "out, or open the model there."
         )
-    if compiled is not None and (again is None or model.family.denoiser in again):
+
+
+def make_ready(
+    model: Model, int8: bool = False, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}), why: str = "",
+    again: bool = False, compiled: Mode | None = None,
+) -> list[str]:
+    """Pack the denoiser and the decoders for the CPU, where native kernels are to be had; elsewhere do nothing.
+
+    Afterwards the networks can no longer be trained or changed. What was done, or why nothing was, is added to the
+    model's notes.
+
+    Args:
+        int8: the denoiser multiplies in 8 bits, which is lossy; see ``pack``.
+        growth: how much larger the denoiser's weights may become; with 0 the decoders' do not grow either.
+        shapes: of the pictures that the denoiser's convolutions will be given, by the layers' names.
+        why: so much and no more, for the notes.
+        again: the denoiser alone, which was read once more since; nothing new is noted.
+        compiled: the denoiser is left to PyTorch's compiler, on any device; see ``compile_denoiser``.
+
+    Returns:
+        The notes that were added.
+
+    Raises:
+        ConfigError: ``int8`` elsewhere than on the CPU in float32.
+    """
+    if int8:
+        check_int8(model)
+    if compiled is not None:
         compile_denoiser(model, compiled)
     if model.device.type != "cpu":
-        return
-    if again is not None:
-        if model.family.denoiser in again and compiled is None:
-            ready(model, model.family.denoiser, BALANCED, int8)
-        return
-    # The autoencoder's weights are few and its pictures large: there transformed weights cost little and gain most.
-    done = [
-        *([] if compiled is not None else [ready(model, model.family.denoiser, BALANCED, int8)]),
-        *(ready(model, name, FAST) for name in ("vae", TINY) if name in model.parts),
-    ]
+        return []
+    names = packable(model)[: 1 if again else None][0 if compiled is None else 1 :]
+    for name in names:
+        wake(model, name)
+    done = pack_parts(model, model.parts, int8, growth, shapes, names, partial(_release, model))
+    model.packed.update(name for name, packing in zip(names, done, strict=True) if packing.layers)
+    if again:
+        return []
+    notes = []
     if count := sum(packing.int8 for packing in done):
         model.opened = {**model.opened, "quantize": "int8"}  # a picture's recipe tells it
-        model.notes.append(f"Multiplied in 8 bits in {count} layers of the denoiser: lossy. {lossy.costs(['int8'])}")
-    if why := next((packing.why for packing in done if packing.why), ""):
-        model.notes.append(f"Without native kernels, so slower: {why}.")
+        notes.append(f"Multiplied in 8 bits in {count} layers of the denoiser: lossy. {lossy.costs(['int8'])}")
+    if reason := next((packing.why for packing in done if packing.why), ""):
+        notes.append(f"Without native kernels, so slower: {reason}.")
     else:
-        layers = sum(packing.layers for packing in done)
-        model.notes.append(f"Native kernels in {layers} layers, {sum(p.winograd for p in done)} of them by Winograd.")
+        if int8 or compiled is not None:
+            why = ""
+        elif done[0].after < 0.98 * (1 + growth) * done[0].before:
+            why = "all that helps"
+        layers, winograd = sum(packing.layers for packing in done), sum(p.winograd for p in done)
+        before, after = sum(packing.before for packing in done), sum(packing.after for packing in done)
+        notes.append(
+            f"Native kernels in {layers} layers, {winograd} of them by Winograd; their weights take "
+            f"{show_bytes(after)} where they took {show_bytes(before)}{why and f': {why}'}."
+        )
+    model.notes.extend(notes)
+    return notes
 
 
-def ready(model: Model, name: str, growth: float, int8: bool = False) -> Packing:
-    """Pack one part, giving the pages of its file back layer by layer: plain weights never stand beside packed ones."""
+def packable(model: Model) -> list[str]:
+    """The parts that are packed: the denoiser first, then what decodes."""
+    return [name for name in (model.family.denoiser, "vae", TINY) if name in model.parts]
+
+
+def pack_parts(
+    model: Model, parts: Mapping[str, nn.Module], int8: bool, growth: float, shapes: Shapes, names: Sequence[str],
+    packed_now: Callable[[str, str], None] = lambda name, layer: None,
+) -> list[Packing]:
+    """Pack a model's parts, or outlines of them on the meta device, in place.
+
+    Args:
+        names: of the parts that are to be packed, of those that are ``packable``.
+        packed_now: is told the part's name, and in what is packed of it the layer's, of each layer whose plain weights
+            are needed no more.
+    """
+    done = []
+    for name in names:
+        network = what_is_packed(model, parts, name)
+        if name == model.family.denoiser:
+            done.append(pack(network, growth, partial(packed_now, name), int8, shapes))
+        else:
+            # Its weights are few and its pictures large: there transformed weights cost little and gain most.
+            most = FAST if growth > SMALL else SMALL
+            done.append(pack(network, most, partial(packed_now, name)))
+    return done
+
+
+def what_is_packed(model: Model, parts: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """Of a packable part: the denoiser whole, of an autoencoder what decodes."""
+    return parts[name] if name == model.family.denoiser else parts[name].get_submodule("decoder")
+
+
+def unpack(model: Model) -> None:
+    """Parts that were packed are plain again, and rest in their files; one that has none stays as it is."""
+    for name in [*model.packed]:
+        if name in model.files:
+            rest(model, name)
+    return_freed_memory()
+
+
+def _release(model: Model, name: str, layer: str) -> None:
+    """Give the pages of its file back: plain weights never stand beside packed ones."""
     part = model.files.get(name)
-
-    def release(layer: str) -> None:
-        if part is not None:
-            for key, tensor in part.tensors.items():
-                if key.startswith(f"{layer}."):
-                    tensor.release()
-
-    packing = pack(model.parts[name], growth, release, int8)
-    if packing.layers:
-        model.files.pop(name, None)
-    return packing
+    if part is not None:
+        within = "" if name == model.family.denoiser else "decoder."
+        for key, tensor in part.tensors.items():
+            if key.startswith(f"{within}{layer}."):
+                tensor.release()

@@ -27,11 +27,14 @@ class Holding:
             another; ``layers``: each layer only while it computes.
         rows: the most rows of one forward; pictures beyond are drawn in further runs.
         tile: side of the decoder's tiles in latent positions; None: whole pictures, tiles only where they are huge.
+        growth: for ``resident`` on a CPU: the layers are packed, and the denoiser's weights may grow by so much (see
+            ``engine.pack``); None: they stay as they are.
     """
 
     where: Where = "resident"
     rows: int = 16
     tile: int | None = None
+    growth: float | None = None
 
 
 USUAL = Holding()
@@ -86,6 +89,7 @@ def rest(model: Model, name: str) -> None:
     part = model.files[name]
     if not asleep(model.parts[name]):
         model.parts[name] = part.outline(model.dtype)
+        model.packed.discard(name)
     for tensor in part.tensors.values():
         tensor.release()
 

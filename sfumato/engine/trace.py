@@ -4,6 +4,7 @@ The true modules are run, so nothing here knows of U-Nets or autoencoders. Each 
 seen: its multiplications, the bytes it reads and writes, and the tensors that are alive while it runs.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
-Kind = Literal["convolution", "product", "attention", "movement"]
+Kind = Literal["convolution", "product", "attention", "movement", "packed", "winograd", "int8"]
 """What an operation's time hangs on: each kind has a measured rate."""
 
 META = torch.device("meta")
@@ -98,6 +99,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._given = {id(storage): storage.nbytes() for storage in self._held}
         self._read: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """True would import the whole compiler, for seconds, to be told to keep away."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -136,8 +142,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for key in {id(t.untyped_storage()) for t in inputs[looked_up:]} & self._given.keys() - self._read:
             self._read.add(key)
             self.work.read += self._given[key]
-        if func in FLOPS:
-            kind, count = FLOPS[func]
+        counted = FLOPS.get(func) or NATIVE.get(func.name())
+        if counted is not None:
+            kind, count = counted
             flops = count(args, outputs)
             moved = sum(t.nbytes for t in (*inputs, *outputs))
             if kind == "convolution" and self.device == "cpu":
@@ -223,3 +230,31 @@ FLOPS: Mapping[Any, tuple[Kind, Callable[[tuple[Any, ...], Sequence[Tensor]], in
     _aten.convolution.default: ("convolution", _convolved),
     _aten.scaled_dot_product_attention.default: ("attention", _attended),
 }
+
+
+def _panels(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    """Every column that the packed weights hold, for every row."""
+    return 2 * (outputs[0].numel() // int(args[-1])) * int(args[1].numel())
+
+
+def _panels_of_pictures(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    return 2 * (outputs[0].numel() // outputs[0].shape[1]) * int(args[1].numel())
+
+
+def _tiled(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
+    x, packed = args[:2]
+    side = math.isqrt(packed.shape[1]) - 2
+    return 2 * int(packed.numel() * len(x) * -(-x.shape[2] // side) * -(-x.shape[3] // side))
+
+
+NATIVE: Mapping[str, tuple[Kind, Callable[[tuple[Any, ...], Sequence[Tensor]], int]]] = {
+    "sfumato::linear": ("packed", _panels),
+    "sfumato::geglu": ("packed", _panels),
+    "sfumato::convolution": ("packed", _panels_of_pictures),
+    "sfumato::winograd": ("winograd", _tiled),
+    "sfumato::linear_int8": ("int8", lambda args, outputs: 4 * _panels(args, outputs)),
+    "sfumato::geglu_int8": ("int8", lambda args, outputs: 4 * _panels(args, outputs)),
+    "sfumato::convolution_int8": ("int8", lambda args, outputs: 4 * _panels_of_pictures(args, outputs)),
+}
+"""Operators of ``sfumato.nn.native``, by name since they exist only where they could be compiled: what is multiplied in
+earnest, which by Winograd is less than the direct sum."""

@@ -121,9 +121,10 @@ class Model:
             ``quantize``.
         tiny: name of the tiny autoencoder that was opened beside the model's own, and the digest of its tensors.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
-            a part's weights or layers takes its entry out.
+            a part's weights takes its entry out.
         whole: what all parts were read from in the beginning.
         adapters: what is merged into the parts; see ``families.adapt``.
+        packed: parts whose layers were replaced by packed ones, with the same result; from their files they come plain.
     """
 
     family: Family
@@ -144,6 +145,7 @@ class Model:
     files: dict[str, Part] = field(default_factory=dict)
     whole: Mapping[str, Part] = field(default_factory=dict)
     adapters: tuple[Applied, ...] = ()
+    packed: set[str] = field(default_factory=set)
 
     @property
     def multiple(self) -> int:

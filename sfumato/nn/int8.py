@@ -1,9 +1,9 @@
 """Stand-ins for ``sfumato.nn.layers`` that multiply in 8 bits, in plain PyTorch: lossy.
 
-Each column of the weights (an output channel) has one scale; each row of the input (a token, or the patch under a
-kernel) has one scale and one zero point, found when it comes by, so that nothing has to be calibrated (Dettmers et al.,
-"LLM.int8()", 2022, section 2.1). Everything between the products stays in float32. The native layers do the same with
-the processor's instructions for it; here is the reference that they are tested against.
+Each column of the weights (an output channel) has one scale; each row of the input (a token, or a position of a
+picture) has one scale and one zero point, found when it comes by, so that nothing has to be calibrated (Dettmers et
+al., "LLM.int8()", 2022, section 2.1). Everything between the products stays in float32. The native layers do the same
+with the processor's instructions for it; here is the reference that they are tested against.
 """
 
 import torch
@@ -83,16 +83,16 @@ class Int8Conv2d(Int8):
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
-        self._shape = (*layer.kernel_size, int(layer.stride[0]), int(layer.padding[0]))
-        self._keep(layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)  # [out, height * width * in]
+        self._keep(layer.weight.flatten(1), layer.bias)  # [out, in * height * width]
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
-        height, width, step, padding = self._shape
-        down, across = ((n + 2 * padding - k) // step + 1 for n, k in zip(x.shape[2:], (height, width), strict=True))
-        patches = F.unfold(x, (height, width), padding=padding, stride=step)  # [B, C * height * width, down * across]
-        patches = patches.view(len(x), x.shape[1], height * width, -1).permute(0, 3, 2, 1).flatten(2)
-        y = self.product(patches).view(len(x), down, across, -1).permute(0, 3, 1, 2)  # [B, C', down, across]
+        whole, scale = coarse_rows(x.permute(0, 2, 3, 1))  # [B, H, W, C]
+        weight = self.weight.float().view(self.out_channels, self.in_channels, *self.kernel_size)
+        coarse = (whole * scale).permute(0, 3, 1, 2)
+        y = F.conv2d(coarse, weight, None, self.stride, self.padding) * self.scale[:, None, None]
+        if self.bias is not None:
+            y = y + self.bias[:, None, None]
         if shift is not None:
             y = y + shift[:, :, None, None]
         return y if residual is None else residual + y

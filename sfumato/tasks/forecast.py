@@ -15,13 +15,17 @@ from sfumato.core.request import Request
 from sfumato.core.sizes import show_bytes
 from sfumato.engine.decode import OVERLAP, TILE, tile_of
 from sfumato.engine.denoiser import Ask, Denoiser, Place
-from sfumato.engine.rates import Rates
+from sfumato.engine.pack import FAST, SMALL
+from sfumato.engine.rates import Rates, free, resident
+from sfumato.engine.ready import Shapes, pack_parts, packable, what_is_packed
 from sfumato.engine.residence import USUAL, Holding, Where
 from sfumato.engine.trace import META, Work, size, trace, weights
 from sfumato.families.types import Model
 from sfumato.models.latents import Codec
 from sfumato.models.tiling import spans
+from sfumato.nn import native
 from sfumato.nn.conditioning import Conditioning
+from sfumato.nn.layers import Conv2d
 from sfumato.sampling.types import Estimate, Query
 from sfumato.tasks.settle import Settled, plan_for, settle
 from sfumato.tasks.text_to_image import handover, pictures_together, prepare
@@ -30,6 +34,12 @@ HOLES = 112_000_000
 """Bytes, at most, that the C library's heap holds beside what lives in it, on a CPU: glibc serves blocks below 32 MB
 from one heap, which keeps what was freed until its end is free. Measured between 60 and 120 MB; small computations
 leave holes of about twice their own size."""
+
+LARGEST = 1.7
+"""Packed weights may make a process so many times as large as plain ones would, and no larger."""
+
+SHARE = 0.8
+"""Of the memory that is free, what packed weights may take unasked."""
 
 TILES = (64, 48, 32, 24, 16)
 """Sides of the decoder's tiles that are considered, in latent positions."""
@@ -62,7 +72,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """From the prompt to the pixels; reading a model that is not in the system's cache is not in it."""
+        """From the prompt to the pixels; reading a model into the system's cache, and packing it, are not in it."""
         return sum(phase.seconds for phase in self.phases)
 
     @property
@@ -71,7 +81,7 @@ class Forecast:
         return max(phase.peak for phase in self.phases)
 
     def notes(self) -> list[str]:
-        """What was chosen, in words; nothing where all is as usual."""
+        """What had to be chosen to save memory, in words; nothing where all is as usual."""
         where, rows, tile = self.holding.where, self.holding.rows, self.holding.tile
         said = {
             "resident": "",
@@ -86,31 +96,113 @@ class Forecast:
         return [f"To fit the memory ({show_bytes(self.peak)} expected): {'; '.join(found)}."] if found else []
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How large packed weights may become.
+
+    Attributes:
+        most: of the denoiser's weights, as a fraction more, as ``pack`` takes it; None: there is no room for any.
+        shapes: of the pictures that its convolutions are given, where they had to be known.
+        why: so much and no more.
+    """
+
+    most: float | None
+    shapes: Shapes
+    why: str
+
+
 class Forecaster:
     """Counts what one request takes, for any way of holding its model.
 
     Args:
         rates: of the models' device in their precision.
+        packs: the models' layers may still be packed, where the machine has native kernels.
+        int8: packed, the denoiser multiplies in 8 bits.
 
     Raises:
         RequestError: the request cannot be drawn.
     """
 
-    def __init__(self, model: Model, request: Request, rates: Rates, refiner: Model | None = None) -> None:
+    def __init__(
+        self, model: Model, request: Request, rates: Rates, refiner: Model | None = None, packs: bool = False,
+        int8: bool = False,
+    ) -> None:
         self.rates = rates
         self.settled = settle(request, model)
         self.cpu = model.device.type == "cpu"
-        self.stages = [_Stage(model, self.settled, self.settled.sigmas)]
+        exact = (model.device.type, model.dtype) == ("cpu", torch.float32)
+        self.packs = packs and exact and not model.packed and (int8 or native.available())
+        self.int8 = int8
+        self.ways = [(model, self.settled.sigmas)]
         if refiner is not None and request.refiner_start is not None:
             at, sigmas = handover(self.settled, request.refiner_start), self.settled.sigmas
-            self.stages = [
-                _Stage(model, self.settled, sigmas[: at + 1]), _Stage(refiner, self.settled, sigmas[at:]),
-            ]
+            self.ways = [(model, sigmas[: at + 1]), (refiner, sigmas[at:])]
+        self._stages = cache(self._staged)
         self.decoded = cache(self._decoded)
+
+    def _staged(self, plain: bool, growth: float | None) -> "list[_Stage]":
+        """With layers that are plain or as they are; then packed."""
+        stages = [_Stage(model, self.settled, sigmas, plain) for model, sigmas in self.ways]
+        if growth is not None:
+            shapes = self.shapes(Holding(growth=growth))
+            for stage in stages:
+                stage.pack(growth, self.int8, shapes if stage is stages[0] else {})
+        return stages
+
+    def stages(self, holding: Holding) -> "list[_Stage]":
+        """Each model's part of the way, when they are held so."""
+        packed = holding.where == "resident" and any(model.packed for model, _ in self.ways)
+        return self._stages(not packed, holding.growth)
+
+    def shapes(self, holding: Holding) -> Shapes:
+        """Of the pictures that the first denoiser's convolutions are given, where packing it so asks for them."""
+        asks = holding.growth is not None and SMALL < holding.growth < FAST
+        return self._stages(True, None)[0].shapes() if asks else {}
 
     def forecast(self, holding: Holding) -> Forecast:
         """With the model held so."""
         return Forecast(holding, tuple(self._phases(holding)))
+
+    def growth(self, limit: int | None = None) -> Growth:
+        """How large packed weights may become: as much as helps, within bounds.
+
+        The process may become ``LARGEST`` times what it would be with plain weights, and stays within the limit.
+
+        Args:
+            limit: bytes of the process; None: what it has, and ``SHARE`` of what is free now.
+        """
+        bound, said = limit, "the limit allows"
+        if bound is None:
+            left = free()
+            bound = resident() + round(SHARE * left) if left else 1 << 62
+            said = f"fits into {show_bytes(left)} of free memory"
+        stages = self._stages(True, None)
+        denoisers = sum(size(stage.model.network) for stage in stages)
+        decoders = sum(stage.packs() for stage in stages) - denoisers
+        held = self.rates.process + sum(size(part) for stage in stages for part in stage.outlines.values())
+        if 3 * (denoisers + decoders) <= (LARGEST - 1) * held:  # there is no need to count any closer
+            all_of_it = held + 3 * (denoisers + decoders) if limit is None else self.forecast(Holding(growth=FAST)).peak
+            if all_of_it <= bound:
+                return Growth(FAST, {}, "all that helps")
+        plain = self.forecast(USUAL).peak + decoders  # which are there from the beginning once they are packed
+        if plain > bound:
+            return Growth(None, {}, f"packed ones are no more {said}")
+        if LARGEST * plain < bound:
+            bound, said = round(LARGEST * plain), f"{LARGEST} times the memory of plain ones allows"
+        room = bound - plain - 3 * decoders
+        return Growth(max(room / denoisers, SMALL), stages[0].shapes(), f"as much as {said}")
+
+    def unasked(self) -> tuple[Forecast, list[str]]:
+        """Where no limit is named: what is done then, and why."""
+        if not self.packs:
+            return self.forecast(USUAL), []
+        found = self.growth()
+        if found.most is None:
+            return self.forecast(USUAL), [f"Plain kernels, so slower: {found.why}."]
+        forecast = self.forecast(replace(USUAL, growth=found.most))
+        plain, packed = (sum(stage.packs() for stage in self.stages(h)) for h in (USUAL, forecast.holding))
+        told = f"{show_bytes(packed)} where they took {show_bytes(plain)}"
+        return forecast, [f"Native kernels, whose weights take {told}: {found.why}."]
 
     def fit(self, limit: int) -> Forecast:
         """The fastest way that stays within so many bytes; exact ways are preferred to tiles, tiles to layers.
@@ -119,48 +211,56 @@ class Forecaster:
             CapacityError: there is none; the message names the least that would do.
         """
         least: Forecast | None = None
-        ways: list[tuple[Where, bool]] = [
-            ("resident", False), ("parts", False), ("resident", True), ("parts", True), ("layers", False),
-            ("layers", True),
+        ways: list[tuple[Where, bool, float | None]] = [
+            ("resident", False, None), ("parts", False, None), ("resident", True, None), ("parts", True, None),
+            ("layers", False, None), ("layers", True, None),
         ]  # fmt: skip
-        for where, tiled in ways:
-            for holding in self._holdings(where, tiled, limit):
+        if self.packs:
+            most = self.growth(limit).most or SMALL
+            whole: list[tuple[Where, bool, float | None]] = [("resident", False, most), ("resident", False, SMALL)]
+            ways = [*whole, *ways[:2], ("resident", True, SMALL), *ways[2:]]
+        if self.int8:
+            ways = [way for way in ways if way[0] == "resident" and (way[2] is not None) == self.packs]
+        for where, tiled, growth in ways:
+            for holding in self._holdings(where, tiled, growth, limit):
                 found = self.forecast(holding)
                 if found.peak <= limit:
                     return found
                 least = found if least is None or found.peak < least.peak else least
         assert least is not None  # there are ways
         worst = max(least.phases, key=lambda phase: phase.peak)
+        held = "in 8 bits" if self.int8 else "even with each layer in memory only while it computes"
         raise CapacityError(
-            f"This request needs at least {show_bytes(least.peak)} of memory ({worst.name}), even with each layer in "
-            f"memory only while it computes; the limit is {show_bytes(limit)}. Allow more, or draw smaller pictures."
+            f"This request needs at least {show_bytes(least.peak)} of memory ({worst.name}), {held}; the limit is "
+            f"{show_bytes(limit)}. Allow more, or draw smaller pictures."
         )
 
-    def _holdings(self, where: Where, tiled: bool, limit: int) -> Iterator[Holding]:
+    def _holdings(self, where: Where, tiled: bool, growth: float | None, limit: int) -> Iterator[Holding]:
         """With the most rows whose steps fit, or the fewest; then with the largest tiles, or the smallest."""
         names = len(self.settled.names)
         together = min(len(self.settled.seeds), pictures_together(self.settled, USUAL.rows))
         rows = USUAL.rows
-        while together > 1 and self._steps_peak(Holding(where, rows)) > limit:
+        while together > 1 and self._steps_peak(Holding(where, rows, growth=growth)) > limit:
             together = -(-together // 2)
             rows = together * names
         if not tiled:
-            yield Holding(where, rows)
+            yield Holding(where, rows, growth=growth)
             return
         for tile in TILES:
-            if tile_of(self.stages[-1].model, self.settled.latent_shape, tile) is not None:
-                yield Holding(where, rows, tile)
+            if tile_of(self.ways[-1][0], self.settled.latent_shape, tile) is not None:
+                yield Holding(where, rows, tile, growth)
 
     def _steps_peak(self, holding: Holding) -> int:
         return max(phase.peak for phase in self._phases(holding, decoding=False))
 
     def _phases(self, holding: Holding, decoding: bool = True) -> Iterator[Phase]:
-        texts = [stage.texts() for stage in self.stages]
+        stages = self.stages(holding)
+        texts = [stage.texts() for stage in stages]
         before = 0  # bytes of weights that earlier phases left in memory
         kept = 0  # bytes of what they found
         heap = 0  # bytes of what they used and freed, most of which the heap keeps
-        for stage, work in zip(self.stages, texts, strict=True):
-            held = self._weights(holding, stage, stage.text_names, work.read, before)
+        for stage, work in zip(stages, texts, strict=True):
+            held = self._weights(holding, stages, stage, stage.text_names, work.read, before)
             before += work.read
             loads = self._loading(holding, work.read, 1)
             yield self._phase("text encoding", 1, [work], held + kept + self._heap(work.peak, heap), loads)
@@ -169,13 +269,15 @@ class Forecaster:
         pictures = len(self.settled.seeds)
         together = min(pictures, pictures_together(self.settled, holding.rows))
         runs = -(-pictures // together)
-        for stage in self.stages:
+        for stage in stages:
             step = stage.steps(together)
             most = max(step.values(), key=lambda found: found[1].peak)[1]
             calls = sum(count for count, _ in step.values())
             ready = stage.prepared()
-            held = self._weights(holding, stage, [stage.model.family.denoiser], most.read + ready.read, before)
-            before += most.read + ready.read
+            name = stage.model.family.denoiser
+            read = 0 if name in stage.packed else most.read + ready.read
+            held = self._weights(holding, stages, stage, [name], read, before)
+            before += read
             works = [work for count, work in step.values() for _ in range(count)]
             share = pictures / (together * runs)
             loads = self._loading(holding, most.read, calls * runs if holding.where == "layers" else 1)
@@ -184,9 +286,10 @@ class Forecaster:
             yield self._phase("denoising", calls * runs, works * runs, peak, loads, share)
             heap = max(heap, most.peak)
         if decoding:
-            work, tiles, canvas = self.decoded(holding.tile)
-            held = self._weights(holding, self.stages[-1], [self.settled.decoder], work.read, before)
-            height, width = (side * self.stages[-1].model.latent.factor for side in self.settled.latent_shape[1:])
+            work, tiles, canvas = self.decoded(stages[-1], holding.tile)
+            read = 0 if self.settled.decoder in stages[-1].packed else work.read
+            held = self._weights(holding, stages, stages[-1], [self.settled.decoder], read, before)
+            height, width = (side * stages[-1].model.latent.factor for side in self.settled.latent_shape[1:])
             pixels = 2 * pictures * 3 * height * width if self.cpu else 0  # together, and each in its picture
             loads = self._loading(holding, work.read, pictures * tiles if holding.where == "layers" else 1)
             peak = held + kept + self._heap(work.peak + canvas, heap) + pixels
@@ -207,26 +310,26 @@ class Forecaster:
         """Bytes that it takes to hold so many that live, after so many had come and gone."""
         return live + freed + min(HOLES, 2 * live) if self.cpu else live
 
-    def _weights(self, holding: Holding, stage: "_Stage", names: list[str], read: int, before: int) -> int:
+    def _weights(
+        self, holding: Holding, stages: "list[_Stage]", stage: "_Stage", names: list[str], read: int, before: int
+    ) -> int:
         """Bytes of weights in memory while these parts of a stage are used, of which ``read`` are read."""
         stuck = sum(  # what cannot be read again stays, wherever the rest is
-            size(part) for other in self.stages for name, part in other.outlines.items()
-            if name not in other.model.files
+            size(part) for other in stages for name, part in other.outlines.items() if name not in other.model.files
         )
         if holding.where == "layers":
             return stuck + max((stage.largest_layer(name) for name in names if name in stage.model.files), default=0)
         if holding.where == "parts":
             return stuck + sum(stage.occupied(name, read) for name in names if name in stage.model.files)
-        if self.cpu and all(other.mapped for other in self.stages):
-            return before + read
-        return sum(size(part) for other in self.stages for part in other.outlines.values())
+        if self.cpu and all(other.mapped for other in stages):
+            return sum(sum(other.packed.values()) for other in stages) + before + read
+        return sum(size(part) for other in stages for part in other.outlines.values())
 
     def _loading(self, holding: Holding, read: int, times: int) -> float:
         return 0.0 if holding.where == "resident" else times * read / self.rates.load
 
-    def _decoded(self, tile: int | None) -> tuple[Work, int, int]:
+    def _decoded(self, stage: "_Stage", tile: int | None) -> tuple[Work, int, int]:
         """What one tile costs, how many there are to a picture, and bytes of what they are gathered in."""
-        stage = self.stages[-1]
         model, autoencoder = stage.model, stage.outlines[self.settled.decoder]
         channels, height, width = self.settled.latent_shape
         side = tile_of(model, self.settled.latent_shape, tile)
@@ -243,21 +346,46 @@ class Forecaster:
 
 
 class _Stage:
-    """One model's part of the way, on the meta device."""
+    """One model's part of the way, on the meta device.
 
-    def __init__(self, model: Model, settled: Settled, sigmas: list[float]) -> None:
+    Attributes:
+        packed: bytes of the packed layers' weights, by their parts' names.
+    """
+
+    def __init__(self, model: Model, settled: Settled, sigmas: list[float], plain: bool) -> None:
         self.model, self.settled, self.sigmas = model, settled, sigmas
         self.plan = plan_for(settled.request, model)
-        self.outlines = {name: outline(model, name) for name in model.parts}
+        self.outlines = {name: outline(model, name, plain) for name in model.parts}
+        self.packed: dict[str, int] = {}
+        if not plain:
+            self._weigh(model.packed)
         self.text_names = model.text_parts
         self.ghost = replace(model, parts=self.outlines, device=META)
         self.mapped = model.device.type == "cpu" and all(
             name in model.files and all(t.dtype == model.dtype for t in model.files[name].tensors.values())
             for name in model.parts
         )
+        self._shapes: dict[str, torch.Size] = {}
         self._told = cache(self._conditioned)
         self._ready = cache(self._prepared)
         self.steps = cache(self._steps)
+
+    def pack(self, growth: float, int8: bool, shapes: Shapes) -> None:
+        """Replace the outlines' layers by packed ones."""
+        pack_parts(self.model, self.outlines, int8, growth, shapes, packable(self.model))
+        self._weigh(packable(self.model))
+
+    def _weigh(self, names: Iterable[str]) -> None:
+        self.packed = {name: size(what_is_packed(self.model, self.outlines, name)) for name in names}
+
+    def packs(self) -> int:
+        """Bytes of what would be packed, as it is now."""
+        return sum(size(what_is_packed(self.model, self.outlines, name)) for name in packable(self.model))
+
+    def shapes(self) -> Shapes:
+        """Of the pictures that the denoiser's convolutions are given, by their names."""
+        self.steps(min(len(self.settled.seeds), pictures_together(self.settled, USUAL.rows)))
+        return self._shapes
 
     def texts(self) -> Work:
         """What encoding the prompts costs."""
@@ -278,10 +406,15 @@ class _Stage:
     def _prepared(self) -> tuple[dict[str, Conditioning], Work]:
         network, (conditionings, _) = self.ghost.network, self._told()
         given = [*weights(network), *_tensors(conditionings.values())]
-        return trace(
-            lambda: {name: prepare(network, row) for name, row in conditionings.items()}, given,
-            self.model.device.type,
-        )
+        times = torch.empty(sum(sigma > 0 for sigma in self.sigmas), device=META)
+
+        def before() -> tuple[dict[str, Conditioning], list[Tensor]]:
+            rows = {name: prepare(network, row) for name, row in conditionings.items()}
+            told = getattr(network, "prepare_times", None)
+            return rows, [told(times, row).shifts for row in rows.values()] if told is not None else []
+
+        (rows, _), work = trace(before, given, self.model.device.type)
+        return rows, work
 
     def _steps(self, together: int) -> dict[Hashable, tuple[int, Work]]:
         """By what guidance wants and shortcuts do: how many answers the sampler asks for, and what one costs."""
@@ -296,6 +429,8 @@ class _Stage:
         counts: Counter[Hashable] = Counter()
         works: dict[Hashable, Work] = {}
         x = torch.empty(shape, device=META)
+        convolutions = [(name, m) for name, m in network.named_modules() if isinstance(m, Conv2d)]
+        hooks = [m.register_forward_pre_hook(partial(self._seen, name)) for name, m in convolutions]
         for sigma in self._questions():
             ask = Ask(Query(x, sigma), self.plan, self.settled.guidance, rows, shortcuts=shortcuts)
             names = ask.wants()
@@ -307,7 +442,12 @@ class _Stage:
             else:
                 for shortcut in shortcuts:
                     shortcut.around(network, [shortcut], [Place(0, name, together) for name in names])
+        for hook in hooks:
+            hook.remove()
         return {kind: (count, works[kind]) for kind, count in counts.items()}
+
+    def _seen(self, name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._shapes[name] = given[0].shape
 
     def _questions(self) -> Iterator[float]:
         """The sigmas at which the sampler will ask: it is run on a picture of one number, with a made-up network."""
@@ -335,9 +475,9 @@ class _Stage:
         return min(read, size(self.outlines[name])) if self.mapped else size(self.outlines[name])
 
 
-def outline(model: Model, name: str) -> nn.Module:
-    """A part on the meta device, laid out as it is on the model's."""
-    if name in model.files:
+def outline(model: Model, name: str, plain: bool) -> nn.Module:
+    """A part on the meta device, laid out as it is on the model's; ``plain``: not packed, where that can be had."""
+    if name in model.files and (plain or name not in model.packed):
         module = model.files[name].outline(model.dtype)
     else:
         memo: dict[int, Tensor] = {}  # what a copy finds there it does not copy

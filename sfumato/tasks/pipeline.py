@@ -5,20 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 from sfumato.adapters.wanted import asked
 from sfumato.core.errors import ConfigError, RequestError, nearest
 from sfumato.core.request import Request
 from sfumato.core.shipped import SHIPPED
-from sfumato.core.sizes import parse_bytes
+from sfumato.core.sizes import parse_bytes, show_bytes
 from sfumato.engine.compiled import Mode
 from sfumato.engine.driver import OnStep
-from sfumato.engine.rates import rates
-from sfumato.engine.ready import make_ready
+from sfumato.engine.pack import BALANCED
+from sfumato.engine.rates import NOMINAL, Rates, known, rates
+from sfumato.engine.ready import Shapes, check_int8, make_ready, unpack
 from sfumato.families.adapt import adapt
 from sfumato.families.load import open_model
 from sfumato.families.types import Model
 from sfumato.tasks import TASKS, aliases
-from sfumato.tasks.forecast import Forecaster
+from sfumato.tasks.forecast import Forecaster, Growth
 from sfumato.tasks.text_to_image import Result
 
 
@@ -35,8 +38,7 @@ def load(
         optimize: make the networks fast before the first picture, after which they can no longer be changed; see
             ``Pipeline.make_ready``.
         max_memory: what drawing may hold, such as ``"6GB"``: of the process on a CPU, of what PyTorch allocates on a
-            GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits,
-            with plain kernels.
+            GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits.
         quantize: ``"int8"``: the denoisers multiply in 8 bits. Lossy; CPU and float32 only.
         compile: leave the denoiser to PyTorch's compiler, in this mode; see ``engine.compiled``.
         lora_folder: where ``<lora:name:0.8>`` in a prompt finds ``name.safetensors``. A picture's LoRAs are merged into
@@ -54,10 +56,10 @@ def load(
         )
     if compile is not None and compile not in get_args(Mode):
         raise ConfigError(f"compile = {compile!r}{nearest(compile, get_args(Mode))}")
-    if quantize is not None and (not optimize or max_memory is not None):
+    if quantize is not None and not optimize:
         raise ConfigError(
-            f"quantize = {quantize!r} changes the networks' layers, which max_memory and optimize=False leave as they "
-            "are: use one or the other."
+            f"quantize = {quantize!r} changes the networks' layers, which optimize=False leaves as they are: use one "
+            "or the other."
         )
     device = {k: v for k, v in options.items() if k in ("device", "dtype", "variant")}
     asleep = max_memory is not None
@@ -66,10 +68,11 @@ def load(
     pipeline = Pipeline(model, other, max_memory, None if lora_folder is None else Path(lora_folder))
     if lora_folder is not None:
         model.opened = {**model.opened, "lora_folder": str(lora_folder)}
-    pipeline.is_ready = asleep or not optimize
+    pipeline.is_ready = not optimize
     pipeline.compiled = compile
     if quantize is not None:
-        pipeline.make_ready(int8=True)
+        check_int8(model)
+        pipeline.int8 = True
     return pipeline
 
 
@@ -78,8 +81,7 @@ class Pipeline:
 
     Attributes:
         is_ready: whether the networks are as fast as they shall be.
-        packed: whether their layers were replaced for that, so that they can no longer rest in their files.
-        int8: whether the denoisers multiply in 8 bits.
+        int8: where they are made fast, the denoisers multiply in 8 bits.
         compiled: how the denoisers are compiled, if they are.
         lora_folder: where <lora:name:0.8> finds its files.
 
@@ -94,22 +96,62 @@ class Pipeline:
         self.model, self.refiner = model, refiner
         self.limit = None if max_memory is None else parse_bytes(max_memory)
         self.lora_folder = lora_folder
-        self.is_ready, self.packed, self.int8 = True, False, False
+        self.is_ready = True
+        self.int8 = False
+        self._said: list[str] = []  # notes of what was made ready
+        self._grown: tuple[float, Shapes] = BALANCED, {}  # as the denoiser was packed last
         self.compiled: Mode | None = None
 
-    def make_ready(self, int8: bool = False) -> None:
+    @property
+    def models(self) -> list[Model]:
+        """The one or the two."""
+        return [self.model] if self.refiner is None else [self.model, self.refiner]
+
+    def make_ready(self, request: Request | None = None) -> None:
         """Make the networks fast now, and not before the first picture: reading and packing all weights takes a while.
 
+        Args:
+            request: what they will be used for most; a picture of the model's own size unless given. How large
+                packed weights become depends on it and on the memory that is free.
+
         Raises:
-            ConfigError: see ``engine.ready.make_ready``.
+            RequestError: the request cannot be drawn.
         """
         if not self.is_ready:
-            for model in filter(None, (self.model, self.refiner)):
-                files = len(model.files)
-                make_ready(model, int8, compiled=self.compiled)
-                self.int8 = int8
-                self.packed |= len(model.files) < files
+            found = self._growth(request)
+            if found.most is None:
+                self._say([f"Plain kernels, so slower: {found.why}."])
+            else:
+                self._pack(found.most, found.shapes, found.why)
             self.is_ready = True
+
+    def _growth(self, request: Request | None) -> Growth:
+        if (self.model.device.type, self.model.dtype) != ("cpu", torch.float32):
+            return Growth(BALANCED, {}, "")  # nothing will be packed
+        try:
+            speeds = known(self.model.device, self.model.dtype) or NOMINAL
+            return self._forecaster(request or Request(), speeds).growth()
+        except RequestError:
+            if request is not None:
+                raise
+        return Growth(BALANCED, {}, "no request is known yet")  # this model draws nothing without being told what
+
+    def _pack(self, growth: float, shapes: Shapes, why: str) -> None:
+        self._grown = growth, shapes
+        for model in self.models:
+            known_shapes = shapes if model is self.model else {}
+            self._said += make_ready(model, self.int8, growth, known_shapes, why, compiled=self.compiled)
+
+    def _say(self, notes: list[str]) -> None:
+        self._said += notes
+        self.model.notes.extend(notes)
+
+    def _unpack(self) -> None:
+        for model in self.models:
+            unpack(model)
+            model.notes = [note for note in model.notes if note not in self._said]
+        self._said.clear()
+        self.is_ready = False
 
     def __call__(
         self, prompt: str | Request = "", /, *, on_step: OnStep | None = None, max_memory: str | int | None = None,
@@ -120,7 +162,8 @@ class Pipeline:
         Args:
             prompt: what to draw, or a whole Request.
             on_step: told after each step; may raise ``engine.driver.Cancelled``.
-            max_memory: for this request, in place of that of ``load``.
+            max_memory: for this request, in place of that of ``load``. Networks that were made fast and do not fit are
+                read anew from their files.
             fields: of the Request, by their own names or by diffusers' (``num_inference_steps``, …).
 
         Raises:
@@ -130,25 +173,30 @@ class Pipeline:
         request = requested(prompt, fields)
         limit = self.limit if max_memory is None else parse_bytes(max_memory)
         task = TASKS.get(request.task)
-        if limit is not None and self.packed:
-            raise RequestError(
-                "max_memory comes too late: the networks were made fast for the pictures before, and their weights "
-                "stay in memory as they are now. Give max_memory to sfumato.load, or open the model once more."
-            )
         self._adapt(request)
         if limit is None:
-            self.make_ready()
+            self.make_ready(request)
             result: Result = task(self.model, request, on_step, self.refiner)
             return result
-        chosen = self.forecaster(request).fit(limit)
-        result = task(self.model, request, on_step, self.refiner, chosen.holding)
+        forecaster = self.forecaster(request)
+        chosen = forecaster.fit(limit)
+        holding = chosen.holding
+        if holding.where != "resident" and any(model.packed for model in self.models):
+            self._unpack()
+        if holding.growth is not None:
+            self._pack(holding.growth, forecaster.shapes(holding), f"as much as {show_bytes(limit)} allow")
+            self.is_ready = True
+        result = task(self.model, request, on_step, self.refiner, holding)
         return replace(result, notes=[*result.notes, *chosen.notes()])
 
     def _adapt(self, request: Request) -> None:
         """Give the model the adapters that the request asks for, and no others."""
-        changed = adapt(self.model, asked(request), self.lora_folder)
-        if changed and (self.packed or (self.compiled is not None and self.is_ready)):
-            make_ready(self.model, self.int8, changed, self.compiled)
+        changed = set(adapt(self.model, asked(request), self.lora_folder))
+        ready = (self.is_ready and self.compiled is not None) or bool(self.model.packed & changed)
+        self.model.packed -= changed
+        if ready and self.model.family.denoiser in changed:
+            growth, shapes = self._grown
+            make_ready(self.model, self.int8, growth, shapes, again=True, compiled=self.compiled)
 
     def forecaster(self, request: Request, again: bool = False) -> Forecaster:
         """What says how much time and memory a request takes.
@@ -157,7 +205,10 @@ class Pipeline:
             again: measure this machine even if it is known.
         """
         self._adapt(request)
-        return Forecaster(self.model, request, rates(self.model.device, self.model.dtype, again), self.refiner)
+        return self._forecaster(request, rates(self.model.device, self.model.dtype, again))
+
+    def _forecaster(self, request: Request, speeds: Rates) -> Forecaster:
+        return Forecaster(self.model, request, speeds, self.refiner, not self.is_ready, self.int8)
 
 
 def requested(prompt: str | Request, fields: Mapping[str, Any]) -> Request:

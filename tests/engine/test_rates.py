@@ -16,7 +16,10 @@ from sfumato.engine.rates import Rates, rates, resident
 from sfumato.engine.trace import Operation
 
 CPU = torch.device("cpu")
-KNOWN = Rates(convolution=100.0, product=200.0, attention=50.0, movement=10.0, latency=0.5, load=5.0, process=7)
+KNOWN = Rates(
+    convolution=100.0, product=200.0, attention=50.0, movement=10.0, packed=250.0, winograd=150.0, int8=500.0,
+    latency=0.5, load=5.0, process=7,
+)  # fmt: skip
 
 
 def test_an_operation_takes_what_holds_it_up() -> None:

@@ -260,6 +260,36 @@ def test_growth_bounds_the_weights_and_favours_large_pictures() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("int8", [False, True])
+def test_an_outline_is_packed_to_the_same_size_and_shapes(int8: bool) -> None:
+    with torch.device("meta"):
+        outline = UNet(TINY).eval()
+    network = UNet(TINY).eval()
+    assert pack(outline, 1.0, int8=int8) == pack(network, 1.0, int8=int8)
+    shapes = [[(t.shape, t.dtype) for t in (*n.parameters(), *n.buffers())] for n in (outline, network)]
+    assert shapes[0] == shapes[1]
+    x, context = torch.randn(2, 4, 12, 20), torch.randn(4, 5, 24)
+    with torch.inference_mode():
+        truth = network(x, 7, Conditioning(context=context))
+        found = outline(x.to("meta"), 7, Conditioning(context=context.to("meta")))
+    assert (found.shape, found.stride()) == (truth.shape, truth.stride())
+
+
+@needs_native
+def test_what_is_given_small_pictures_is_not_transformed() -> None:
+    def layers() -> nn.Sequential:
+        return nn.Sequential(Conv2d(256, 256, 3, padding=1), Conv2d(256, 256, 3, padding=1))
+
+    assert pack(layers(), FAST).winograd == 2
+    assert pack(layers(), FAST, shapes={"0": (1, 256, 4, 4)}).winograd == 1
+    for points, tiles in ((7, [None, 2]), (14, [2, 2]), (34, [2, 4]), (54, [4, 4])):  # where a byte saves more first
+        network = layers()
+        growth = 1.001 * 4 * 256 * 256 * points / sum(p.nbytes for p in network.parameters())
+        pack(network, growth, shapes={"0": (2, 256, 16, 16), "1": (2, 256, 32, 32)})
+        assert [getattr(layer, "tile", None) for layer in network] == tiles
+
+
+@needs_native
 def test_packed_weights_cannot_be_saved_loaded_moved_or_read() -> None:
     network = nn.Sequential(Conv2d(16, 16, 3, padding=1), Linear(8, 8))
     before = network.state_dict()

@@ -6,22 +6,32 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sfumato
 from sfumato.cli import main
 from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
+from sfumato.engine.pack import FAST
 from sfumato.engine.rates import Rates
+from sfumato.engine.ready import make_ready, packable, what_is_packed
 from sfumato.engine.residence import USUAL, Holding, asleep
+from sfumato.engine.trace import size
 from sfumato.families.load import open_model
 from sfumato.families.types import Model
+from sfumato.nn import native
+from sfumato.tasks import forecast
 from sfumato.tasks import pipeline as pipelines
 from sfumato.tasks.forecast import Forecaster
 from tests.conftest import ROOT
 from tests.parity import tiny
 
-RATES = Rates(convolution=1e9, product=2e9, attention=1e9, movement=1e9, latency=1e-6, load=1e9, process=0)
+RATES = Rates(
+    convolution=1e9, product=2e9, attention=1e9, movement=1e9, packed=4e9, winograd=3e9, int8=8e9, latency=1e-6,
+    load=1e9, process=0,
+)  # fmt: skip
+needs_native = pytest.mark.skipif(not native.available(), reason=native.why())
 REQUEST = Request("a red apple", width=256, height=256, steps=4, count=4, sampler="euler")
 
 
@@ -145,6 +155,70 @@ def test_a_budget_changes_the_way_and_not_the_picture(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("known")
+def test_a_limit_after_pictures_without_one(folder: Path) -> None:
+    pipe = sfumato.load(str(folder), device="cpu")
+    request = Request("a cat", seed=2, steps=2, width=64, height=64)
+    first = pipe(request)
+    assert bool(pipe.model.packed) == native.available()
+    tight = pipe(request, max_memory="50MB")
+    assert not pipe.model.packed
+    assert any("each layer is in memory only while it computes" in note for note in tight.notes)
+    assert not any("Native kernels" in note for note in tight.notes)
+    wide = pipe(request, max_memory="1GB")
+    again = pipe(request)
+    assert bool(pipe.model.packed) == native.available()
+    for found in (tight, wide, again):
+        assert np.abs(found.pictures[0].pixels.astype(int) - first.pictures[0].pixels.astype(int)).max() <= 1
+    assert [sum("kernels" in note for note in found.notes) for found in (first, wide, again)] == [1, 1, 1]
+    assert not pipe.forecaster(request).forecast(USUAL).notes()  # of layers as they are now, packed
+
+
+@needs_native
+@pytest.mark.parametrize("int8", [False, True])
+def test_packed_weights_are_known_before_they_are_packed(folder: Path, int8: bool) -> None:
+    model = open_model(folder, device="cpu", asleep=True)
+    forecaster = Forecaster(model, REQUEST, RATES, packs=True, int8=int8)
+    plain, packed = (forecaster.forecast(Holding(growth=growth)) for growth in (None, 0.5))
+    [stage] = forecaster.stages(Holding(growth=0.5))
+    told = dict(stage.packed)
+    assert all(asleep(part) for part in model.parts.values())
+    assert packed.phases[1].flops < (0.9 if not int8 else 1.1) * plain.phases[1].flops  # Winograd multiplies less
+    notes = make_ready(model, int8, 0.5, forecaster.shapes(Holding(growth=0.5)), "so much")
+    assert set(told) == model.packed
+    assert told == {name: size(what_is_packed(model, model.parts, name)) for name in packable(model)}
+    assert notes[-1].endswith(("so much.", "all that helps.")) != int8
+    now = Forecaster(model, REQUEST, RATES).forecast(USUAL)  # of the packed layers themselves
+    assert [phase.peak for phase in now.phases] == [phase.peak for phase in packed.phases]
+    assert now.seconds == pytest.approx(packed.seconds)
+
+
+@needs_native
+def test_growth_is_what_the_memory_allows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(folder, device="cpu", asleep=True)
+    light = Forecaster(model, REQUEST, replace(RATES, process=400_000_000), packs=True)
+    assert light.growth(1 << 40).most == FAST
+    monkeypatch.setattr(forecast, "LARGEST", 1.2)
+    heavy = Forecaster(model, REQUEST, RATES, packs=True)
+    plain = heavy.forecast(USUAL).peak
+    [stage] = heavy.stages(USUAL)
+    little = plain + 4 * stage.packs() - 3 * size(stage.model.network)
+    ample, scarce, none = heavy.growth(1 << 40), heavy.growth(little), heavy.growth(plain // 2)
+    assert none.most is None
+    assert scarce.most is not None
+    assert ample.most is not None
+    assert 0 <= scarce.most < ample.most
+    assert scarce.shapes
+    for growth in (scarce.most, ample.most):
+        assert heavy.forecast(Holding(growth=growth)).peak <= 1.2 * plain
+    monkeypatch.setattr(forecast, "free", lambda: 1_000)
+    monkeypatch.setattr(forecast, "resident", lambda: plain // 2)
+    assert heavy.growth().most is None
+    assert "free memory" in heavy.growth().why
+    assert heavy.fit(1 << 40).holding.growth == ample.most
+    assert heavy.fit(little).peak <= little
+
+
+@pytest.mark.usefixtures("known")
 def test_plan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["plan", "--model", str(folder), "--width", "128", "--height", "64", "--steps", "3", "--device", "cpu"]
     assert main(line) == 0
@@ -156,9 +230,14 @@ def test_plan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[st
     assert told["peak"] <= 55e6
     assert told["holding"]["where"] != "resident"
     assert [phase["name"] for phase in told["phases"]] == ["text encoding", "denoising", "decoding"]
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["holding"]["growth"] == ("all" if native.available() else None)
     assert main([*line, "--max-memory", "5MB"]) == 2
     assert "needs at least" in capsys.readouterr().err
     assert main([*line, "--max-memory", "some"]) == 2
+    capsys.readouterr()
+    assert main([*line, "--quantize", "int8"]) == 0
+    assert ("Native kernels" in capsys.readouterr().out) == native.available()
 
 
 @pytest.mark.slow

@@ -59,15 +59,6 @@ def test_a_limit_for_one_request_leaves_the_next_as_it_would_be(folder: Path) ->
     assert np.array_equal(one, two)
 
 
-def test_a_limit_that_comes_too_late_is_refused(folder: Path) -> None:
-    if not native.available():
-        pytest.skip("without native kernels nothing is packed")
-    pipe = sfumato.load(str(folder), device="cpu")
-    pipe("a cat", seed=3, **STEPS)
-    with pytest.raises(RequestError, match="comes too late"):
-        pipe("a cat", max_memory="8GB", **STEPS)
-
-
 def test_a_whole_request_stands_alone(pipe: Pipeline) -> None:
     with pytest.raises(RequestError, match="cfg_scale beside it"):
         pipe(Request("a cat", seed=3, **STEPS), cfg_scale=2.0)

@@ -4,6 +4,6 @@
 network. Where they cannot be used a network stays as it is, in plain PyTorch, with the same result.
 """
 
-from sfumato.nn.native.build import available, why, why_int8
+from sfumato.nn.native.build import available, why, why_half, why_int8
 
-__all__ = ["available", "why", "why_int8"]
+__all__ = ["available", "why", "why_half", "why_int8"]

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from sfumato.core.errors import ConfigError
+from sfumato.nn.native import shapes
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -37,6 +38,7 @@ def available() -> bool:
         if _outcome is None:
             try:
                 torch.ops.load_library(build(SOURCE, cache_folder()))  # type: ignore[no-untyped-call]
+                shapes.register()
                 _outcome = ""
             except BuildError as problem:
                 _outcome = str(problem)
@@ -61,6 +63,17 @@ def why_int8() -> str:
     if "avx512_vnni" in _processor().split():
         return "native kernels, AVX-512 VNNI"
     return "native kernels without AVX-512 VNNI, slower than float32"
+
+
+def why_half() -> str:
+    """One line for `sfumato doctor`: how networks in half precision fare on this processor."""
+    said = "float32 unless asked otherwise; half precision in plain PyTorch, slower"
+    try:
+        flags = _processor().split()
+    except BuildError:
+        return said
+    has = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags]
+    return f"{said} (the processor has {has[0] if has else 'no instructions for bfloat16'})"
 
 
 def cache_folder() -> Path:

@@ -14,17 +14,19 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/from_blob.h>
 #include <torch/library.h>
 
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -152,6 +154,21 @@ void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t dept
 
 int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
+// Memory for packed weights: zeros, in pages of 2 MB where the system has them, since a step reads each weight once and
+// would otherwise miss the page table's cache at every 4 KB; never from the heap, which other layers have just left.
+Tensor make_room(at::IntArrayRef shape, at::TensorOptions options) {
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const size_t bytes = c10::multiply_integers(shape) * options.dtype().itemsize();
+  if (bytes < kHuge) return at::empty(shape, options).zero_();
+  const size_t length = bytes + kHuge;
+  void* place = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  TORCH_CHECK(place != MAP_FAILED, "no memory for ", bytes, " bytes of packed weights");
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(place) + kHuge - 1) / kHuge * kHuge;
+  void* aligned = reinterpret_cast<void*>(begin);
+  madvise(aligned, bytes / kHuge * kHuge, MADV_HUGEPAGE);  // whole pages only: the rest would be memory for nothing
+  return at::from_blob(aligned, shape, [place, length](void*) { munmap(place, length); }, options);
+}
+
 const float* pointer(const Maybe& tensor) { return tensor ? tensor->const_data_ptr<float>() : nullptr; }
 
 // [out, in] -> [panels, in, kPanel], the last panel filled up with zeros.
@@ -159,7 +176,7 @@ Tensor pack_linear(const Tensor& weight_) {
   const Tensor weight = weight_.contiguous();
   TORCH_CHECK(weight.dim() == 2, "pack_linear: weights must be [out, in]");
   const int64_t out = weight.size(0), in = weight.size(1), P = panels(out);
-  Tensor packed = at::empty({P, in, kPanel}, weight.options());
+  Tensor packed = make_room({P, in, kPanel}, weight.options());
   const float* w = weight.const_data_ptr<float>();
   float* to = packed.mutable_data_ptr<float>();
   at::parallel_for(0, P, 1, [&](int64_t begin, int64_t end) {
@@ -198,39 +215,61 @@ inline Vec load_some(const float* from, int64_t count) {
   return v;
 }
 
-// What turns the sums of a product into floats: nothing, or the scales of its rows and columns. With x = s (q - z) in
-// row r and w = t q' in column k, the sum of x w is s t (sum of q q' - z times the sum of q').
+// Rows of floats; or of 8 bits, a row being several taps that have a scale s and a zero point z each. With x = s (q - z)
+// there and weights w = t q' in a column, the sum of x w over a tap is s t (sum of q q' - z times the sum of q').
 struct Exact {
-  Vec operator()(Vec sum, int64_t, int64_t) const { return sum; }
+  const float* rows;
+  int64_t depth;
 };
 struct Scaled {
-  const float* row_scale;      // [row]
-  const int32_t* row_zero;     // [row]
-  const float* column_scale;   // [column], whole panels
-  const int32_t* column_sum;   // [column]
-  Vec operator()(IntVec sum, int64_t row, int64_t column) const {
-    sum -= row_zero[row] * load(column_sum + column);
-    return __builtin_convertvector(sum, Vec) * load(column_scale + column) * row_scale[row];
-  }
+  const int32_t* rows;
+  int64_t depth, taps;         // of one tap, and how many there are
+  const float* scale;          // [row][tap]
+  const int32_t* zero;         // [row][tap]
+  const float* column_scale;   // [column], in whole panels
+  const int32_t* column_sum;   // [tap][column]
+  int64_t columns;             // in whole panels
 };
 
-// Rows [start, start + count) of a b + bias + shift + residual, where `a` points at row `start`.
-template <class T, class Finish>
-void product(const T* a, int64_t start, int64_t count, const T* b, int64_t depth, const Output& out, Finish finish) {
+// to[count][kPanel] = rows from `first` on times panel p of the weights b.
+void panel_product(const Exact& a, int64_t first, int64_t count, const float* b, int64_t p, float* to) {
+  multiply(a.rows + first * a.depth, a.depth, count, b + p * a.depth * kPanel, a.depth, to);
+}
+void panel_product(const Scaled& a, int64_t first, int64_t count, const int32_t* b, int64_t p, float* to) {
+  int32_t sums[kBlock * kPanel];
+  for (int64_t tap = 0; tap < a.taps; tap++) {
+    multiply(a.rows + (first * a.taps + tap) * a.depth, a.taps * a.depth, count, b + (p * a.taps + tap) * a.depth * kPanel,
+             a.depth, sums);
+    for (int64_t j = 0; j < kPanel; j += kWidth) {
+      const Vec column_scale = load(a.column_scale + p * kPanel + j);
+      const IntVec column_sum = load(a.column_sum + tap * a.columns + p * kPanel + j);
+      for (int64_t r = 0; r < count; r++) {
+        const int64_t row = (first + r) * a.taps + tap, at = r * kPanel + j;
+        const Vec sum = __builtin_convertvector(load(sums + at) - a.zero[row] * column_sum, Vec);
+        const Vec v = sum * (column_scale * a.scale[row]);
+        store(to + at, tap ? load(to + at) + v : v);
+      }
+    }
+  }
+}
+
+// Rows [start, start + count) of a b + bias + shift + residual, where `a` begins with row `start`.
+template <class Rows, class T>
+void product(const Rows& a, int64_t start, int64_t count, const T* b, const Output& out) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(out.columns);
   at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> sums(kBlock * kPanel);
+    std::vector<float> sums(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       // Blocks are the outer loop: the second-level cache holds one while its panels of weights pass by.
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
-      multiply(a + first * depth, depth, rows, b + p * depth * kPanel, depth, sums.data());
+      panel_product(a, first, rows, b, p, sums.data());
       for (int64_t j = 0; j < kPanel; j += kWidth) {
         const int64_t column = p * kPanel + j, valid = out.columns - column;
         if (valid <= 0) break;
         const Vec bias = out.bias ? load_some(out.bias + column, valid) : Vec{};
         for (int64_t r = 0; r < rows; r++) {
           const int64_t row = start + first + r, at = row * out.columns + column;
-          Vec v = finish(load(sums.data() + r * kPanel + j), first + r, column) + bias;
+          Vec v = load(sums.data() + r * kPanel + j) + bias;
           if (out.shift) v += load_some(out.shift + row / out.area * out.columns + column, valid);
           if (out.residual) v += load_some(out.residual + at, valid);
           store_some(out.y + at, v, valid);
@@ -258,27 +297,25 @@ Tensor linear(const Tensor& x_, const Tensor& packed, const Maybe& bias, const M
   Tensor y = at::empty(shape, x.options());
   Maybe residual;
   if (residual_) residual = residual_->expand(shape).contiguous();
-  product(x.const_data_ptr<float>(), 0, x.numel() / depth, packed.const_data_ptr<float>(), depth,
-          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1}, Exact{});
+  product(Exact{x.const_data_ptr<float>(), depth}, 0, x.numel() / depth, packed.const_data_ptr<float>(),
+          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1});
   return y;
 }
 
 // y = (x V^T + b) * gelu(x W^T + c) on rows a, where the weights are V over W.
-template <class T, class Finish>
-void gated(const T* a, int64_t count, const T* b, int64_t depth, const float* bias, int64_t columns, float* y,
-           Finish finish) {
+template <class Rows, class T>
+void gated(const Rows& a, int64_t count, const T* b, const float* bias, int64_t columns, float* y) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(columns);
   at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> values(kBlock * kPanel), gates(kBlock * kPanel);
+    std::vector<float> values(kBlock * kPanel), gates(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
-      multiply(a + first * depth, depth, rows, b + p * depth * kPanel, depth, values.data());
-      multiply(a + first * depth, depth, rows, b + (P + p) * depth * kPanel, depth, gates.data());
+      panel_product(a, first, rows, b, p, values.data());
+      panel_product(a, first, rows, b, P + p, gates.data());
       for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < kPanel; j += kWidth) {
           const int64_t column = p * kPanel + j;
-          Vec v = finish(load(values.data() + r * kPanel + j), first + r, column);
-          Vec g = finish(load(gates.data() + r * kPanel + j), first + r, columns + column);
+          Vec v = load(values.data() + r * kPanel + j), g = load(gates.data() + r * kPanel + j);
           if (bias) v += load(bias + column), g += load(bias + columns + column);
           store(y + (first + r) * columns + column, v * gelu(g));
         }
@@ -296,8 +333,8 @@ Tensor geglu(const Tensor& x_, const Tensor& packed, const Maybe& bias, int64_t 
   auto shape = x.sizes().vec();
   shape.back() = columns;
   Tensor y = at::empty(shape, x.options());
-  gated(x.const_data_ptr<float>(), count, packed.const_data_ptr<float>(), depth, pointer(bias), columns,
-        y.mutable_data_ptr<float>(), Exact{});
+  gated(Exact{x.const_data_ptr<float>(), depth}, count, packed.const_data_ptr<float>(), pointer(bias), columns,
+        y.mutable_data_ptr<float>());
   return y;
 }
 
@@ -311,73 +348,101 @@ Tensor pack_convolution(const Tensor& weight) {
 
 // Where the patches under a kernel lie.
 struct Window {
-  int64_t C, H, W, height, width, down, across, step, padding;
-  // Patch r of all pictures, [height, width, C], zeros outside the picture.
-  void gather(const float* x, int64_t r, float* to) const {
+  int64_t H, W, height, width, down, across, step, padding;
+  // For each tap of patch r of all pictures: which position of all pictures it is, or -1 where it lies outside.
+  template <class Visit>
+  void taps(int64_t r, Visit visit) const {
     const int64_t n = r / (down * across), y0 = r / across % down * step - padding, x0 = r % across * step - padding;
     for (int64_t i = 0; i < height; i++)
-      for (int64_t j = 0; j < width; j++, to += C) {
+      for (int64_t j = 0; j < width; j++) {
         const bool inside = y0 + i >= 0 && y0 + i < H && x0 + j >= 0 && x0 + j < W;
-        if (inside)
-          std::copy_n(x + ((n * H + y0 + i) * W + x0 + j) * C, C, to);
-        else
-          std::fill_n(to, C, 0.f);
+        visit(i * width + j, inside ? (n * H + y0 + i) * W + x0 + j : -1);
       }
   }
 };
 
-// conv(x) + bias + shift + residual, as a product of the patches under the kernel with the weights.
-Tensor convolution(const Tensor& x_, const Tensor& packed, const Maybe& bias, const Maybe& shift_,
-                   const Maybe& residual_, int64_t columns, int64_t height, int64_t width, int64_t step, int64_t padding) {
-  const auto layout = at::MemoryFormat::ChannelsLast;
-  const Tensor x = x_.contiguous(layout);
-  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), depth = height * width * C;
-  const int64_t down = (H + 2 * padding - height) / step + 1, across = (W + 2 * padding - width) / step + 1;
-  check_weights(packed, depth, columns);
-  TORCH_CHECK(H + 2 * padding >= height && W + 2 * padding >= width, "convolution: a picture smaller than the kernel");
-  Tensor y = at::empty({N, columns, down, across}, x.options().memory_format(layout));
-  Maybe residual, shift;
-  if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
-  if (shift_) shift = shift_->expand({N, columns}).contiguous();
-  const float *xp = x.const_data_ptr<float>(), *wp = packed.const_data_ptr<float>();
-  const int64_t area = down * across, rows = N * area;
-  const Window window{C, H, W, height, width, down, across, step, padding};
-  const Output out{y.mutable_data_ptr<float>(), columns, pointer(bias), pointer(shift), pointer(residual), area};
-  if (height == 1 && width == 1 && step == 1 && padding == 0) {  // the pictures are the patches
-    product(xp, 0, rows, wp, depth, out, Exact{});
-    return y;
+// What a convolution works on, of floats or of 8 bits: laid out, and told whether it fits.
+struct Pictures {
+  Tensor x, y;
+  Maybe shift, residual;
+  int64_t C, taps, rows;  // of one tap; in a patch; patches in all
+  Window window;
+  Output out;
+  Pictures(const Tensor& x_, const Maybe& bias, const Maybe& shift_, const Maybe& residual_, int64_t columns,
+           int64_t height, int64_t width, int64_t step, int64_t padding) {
+    const auto layout = at::MemoryFormat::ChannelsLast;
+    x = x_.contiguous(layout);
+    const int64_t N = x.size(0), H = x.size(2), W = x.size(3);
+    TORCH_CHECK(H + 2 * padding >= height && W + 2 * padding >= width, "convolution: a picture smaller than the kernel");
+    const int64_t down = (H + 2 * padding - height) / step + 1, across = (W + 2 * padding - width) / step + 1;
+    C = x.size(1), taps = height * width, rows = N * down * across;
+    y = at::empty({N, columns, down, across}, x.options().memory_format(layout));
+    if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
+    if (shift_) shift = shift_->expand({N, columns}).contiguous();
+    window = {H, W, height, width, down, across, step, padding};
+    out = {y.mutable_data_ptr<float>(), columns, pointer(bias), pointer(shift), pointer(residual), down * across};
   }
+  // Whether the positions are the patches.
+  bool plain() const { return taps == 1 && window.step == 1 && window.padding == 0; }
+  // Patches that are laid out at a time, of so many bytes each.
+  int64_t chunk(int64_t bytes) const {
+    const int64_t fit = kCache * at::get_num_threads() / bytes;
+    return std::min(rows, std::max(fit / kBlock, int64_t(1)) * kBlock);
+  }
+};
 
-  const int64_t fit = kCache * at::get_num_threads() / (depth * 4);
-  const int64_t chunk = std::min(rows, std::max(fit / kBlock, int64_t(1)) * kBlock);
+// conv(x) + bias + shift + residual, as a product of the patches under the kernel with the weights.
+Tensor convolution(const Tensor& x, const Tensor& packed, const Maybe& bias, const Maybe& shift, const Maybe& residual,
+                   int64_t columns, int64_t height, int64_t width, int64_t step, int64_t padding) {
+  const Pictures all(x, bias, shift, residual, columns, height, width, step, padding);
+  const int64_t C = all.C, depth = all.taps * C;
+  check_weights(packed, depth, columns);
+  const float *xp = all.x.const_data_ptr<float>(), *wp = packed.const_data_ptr<float>();
+  if (all.plain()) {
+    product(Exact{xp, depth}, 0, all.rows, wp, all.out);
+    return all.y;
+  }
+  const int64_t chunk = all.chunk(4 * depth);
   Tensor buffer = at::empty({chunk, depth}, x.options());
   float* patches = buffer.mutable_data_ptr<float>();
-  for (int64_t start = 0; start < rows; start += chunk) {
-    const int64_t count = std::min(chunk, rows - start);
+  for (int64_t start = 0; start < all.rows; start += chunk) {
+    const int64_t count = std::min(chunk, all.rows - start);
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; r++) {
-        window.gather(xp, start + r, patches + r * depth);
-      }
+      for (int64_t r = begin; r < end; r++)
+        all.window.taps(start + r, [&](int64_t tap, int64_t from) {
+          float* to = patches + r * depth + tap * C;
+          from < 0 ? std::fill_n(to, C, 0.f) : std::copy_n(xp + from * C, C, to);
+        });
     });
-    product(patches, start, count, wp, depth, out, Exact{});
+    product(Exact{patches, depth}, start, count, wp, all.out);
   }
-  return y;
+  return all.y;
 }
 
 // -------------------------------------------------------------------------------------------------------- int8
 //
-// Weights have one scale a column, rows (tokens, or the patch under a kernel) one scale and one zero point each, found
-// when they are read. The sums are exact.
+// Weights have one scale a column; rows (tokens, positions of a picture) one scale and one zero point each, found when
+// they are read. The sums of a tap are exact.
 
 typedef uint8_t Bytes __attribute__((vector_size(kWidth), aligned(1)));
 
-// Rows of 8 bits, each filled up to a multiple of 4.
+int64_t quads(int64_t depth) { return (depth + 3) / 4; }
+
+// Rows of 8 bits, four of them to an int32.
 struct Coarse {
-  int64_t depth, stride;  // in bytes; `stride / 4` is the depth of the product
-  std::vector<int32_t> values, zeros;
-  std::vector<float> scales;
-  Coarse(int64_t rows, int64_t depth)
-      : depth(depth), stride((depth + 3) / 4 * 4), values(rows * (stride / 4)), zeros(rows), scales(rows) {}
+  int64_t depth, stride;  // in floats; in int32
+  Tensor kept;            // on the heap without being cleared
+  int32_t *values, *zeros;
+  float* scales;
+  Coarse(const float* x, int64_t rows, int64_t depth) : depth(depth), stride(quads(depth)) {
+    kept = at::empty({rows * (stride + 2)}, at::kInt);
+    values = kept.mutable_data_ptr<int32_t>();
+    zeros = values + rows * stride;
+    scales = reinterpret_cast<float*>(zeros + rows);
+    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) set(r, x + r * depth);
+    });
+  }
 
   // x = scale (q - zero), q from 0 to 255, and 0 stays 0.
   void set(int64_t row, const float* x) {
@@ -395,113 +460,125 @@ struct Coarse {
     const float zero = std::floor(-least * inverse + 0.5f), shifted = zero + 0.5f;
     scales[row] = scale;
     zeros[row] = static_cast<int32_t>(zero);
-    uint8_t* to = reinterpret_cast<uint8_t*>(values.data()) + row * stride;
+    uint8_t* to = reinterpret_cast<uint8_t*>(values + row * stride);
     for (k = 0; k + kWidth <= depth; k += kWidth) {
       Vec v = load(x + k) * inverse + shifted;  // 0 or more: converting it rounds down
       v = v > 255.f ? splat(255.f) : v;
       *reinterpret_cast<Bytes*>(to + k) = __builtin_convertvector(__builtin_convertvector(v, IntVec), Bytes);
     }
     for (; k < depth; k++) to[k] = static_cast<uint8_t>(std::min(x[k] * inverse + shifted, 255.f));
-  }
-
-  Scaled finish(const Tensor& scale, const Tensor& sum) const {
-    return {scales.data(), zeros.data(), scale.const_data_ptr<float>(), sum.const_data_ptr<int32_t>()};
+    for (; k < 4 * stride; k++) to[k] = 0;
   }
 };
 
-// [out, in] of int8 -> [panels, in / 4, kPanel, 4], filled up with zeros; read as int32.
-Tensor pack_int8(const Tensor& weight_) {
+// Weights of 8 bits as they are kept: [panels, taps * in / 4, kPanel, 4] read as int32, [columns] scales and
+// [taps, columns] sums over each tap; columns in whole panels.
+struct Weights8 {
+  const int32_t *packed, *sum;
+  const float* scale;
+  int64_t columns;
+  Weights8(const Tensor& packed_, const Tensor& scale_, const Tensor& sum_, int64_t depth, int64_t taps, int64_t wanted)
+      : columns(panels(wanted) * kPanel) {
+    check_weights(packed_, taps * quads(depth), wanted);
+    TORCH_CHECK(scale_.numel() == columns && sum_.numel() == taps * columns, "int8: scales for other weights");
+    packed = packed_.const_data_ptr<int32_t>(), sum = sum_.const_data_ptr<int32_t>();
+    scale = scale_.const_data_ptr<float>();
+  }
+  Scaled rows(const Coarse& a) const { return {a.values, a.stride, 1, a.scales, a.zeros, scale, sum, columns}; }
+};
+
+// [out, in] or [out, in, height, width] -> packed weights, scales, sums; nothing of the size of the weights is made beside.
+std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight_) {
   const Tensor weight = weight_.contiguous();
-  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kChar, "pack_int8: weights must be [out, in] of int8");
-  const int64_t out = weight.size(0), in = weight.size(1), P = panels(out), quads = (in + 3) / 4;
-  Tensor packed = at::zeros({P, quads, kPanel}, weight.options().dtype(at::kInt));
-  const int8_t* w = weight.const_data_ptr<int8_t>();
+  TORCH_CHECK(weight.dim() == 2 || weight.dim() == 4, "pack_int8: weights must be [out, in] or [out, in, height, width]");
+  const int64_t out = weight.size(0), in = weight.size(1), P = panels(out), Q = quads(in), columns = P * kPanel;
+  const int64_t taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
+  Tensor packed = make_room({P, taps * Q, kPanel}, weight.options().dtype(at::kInt));
+  Tensor scale = make_room({columns}, weight.options()), sum = make_room({taps, columns}, weight.options().dtype(at::kInt));
+  const float* w = weight.const_data_ptr<float>();
   int8_t* to = reinterpret_cast<int8_t*>(packed.mutable_data_ptr<int32_t>());
-  for (int64_t column = 0; column < out; column++)
-    for (int64_t k = 0; k < in; k++)
-      to[((column / kPanel * quads + k / 4) * kPanel + column % kPanel) * 4 + k % 4] = w[column * in + k];
-  return packed;
-}
-
-// Columns that a weight's scales and sums must have: whole panels.
-int64_t check_int8(const Tensor& packed, const Tensor& scale, const Tensor& sum, int64_t depth, int64_t columns) {
-  check_weights(packed, (depth + 3) / 4, columns);
-  const int64_t filled = panels(columns) * kPanel;
-  TORCH_CHECK(scale.numel() >= filled && sum.numel() >= filled, "int8: scales for fewer columns than the weights have");
-  return (depth + 3) / 4;
-}
-
-Coarse coarse_rows(const Tensor& x, int64_t depth) {
-  const int64_t count = x.numel() / depth;
-  Coarse rows(count, depth);
-  const float* xp = x.const_data_ptr<float>();
-  at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) rows.set(r, xp + r * depth);
+  float* scales = scale.mutable_data_ptr<float>();
+  int32_t* sums = sum.mutable_data_ptr<int32_t>();
+  at::parallel_for(0, P, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t column = begin * kPanel; column < std::min(end * kPanel, out); column++) {
+      const float* from = w + column * in * taps;
+      float most = 0;
+      for (int64_t i = 0; i < in * taps; i++) most = std::max(most, std::abs(from[i]));
+      const float step = std::max(most / 127, 1e-30f);
+      scales[column] = step;
+      for (int64_t tap = 0; tap < taps; tap++) {
+        int8_t* panel = to + ((column / kPanel * taps + tap) * Q * kPanel + column % kPanel) * 4;
+        for (int64_t k = 0; k < in; k++) {
+          const float q = std::nearbyint(from[k * taps + tap] / step);
+          panel[k / 4 * kPanel * 4 + k % 4] = static_cast<int8_t>(q);
+          sums[tap * columns + column] += static_cast<int32_t>(q);
+        }
+      }
+    }
   });
-  return rows;
+  return {packed, scale, sum};
 }
 
 Tensor linear_int8(const Tensor& x_, const Tensor& packed, const Tensor& scale, const Tensor& sum, const Maybe& bias,
                    const Maybe& residual_, int64_t columns) {
   const Tensor x = x_.contiguous();
-  const int64_t depth = x.size(-1), quads = check_int8(packed, scale, sum, depth, columns);
+  const int64_t depth = x.size(-1), count = x.numel() / depth;
+  const Weights8 weights(packed, scale, sum, depth, 1, columns);
   auto shape = x.sizes().vec();
   shape.back() = columns;
   Tensor y = at::empty(shape, x.options());
   Maybe residual;
   if (residual_) residual = residual_->expand(shape).contiguous();
-  const Coarse rows = coarse_rows(x, depth);
-  product(rows.values.data(), 0, x.numel() / depth, packed.const_data_ptr<int32_t>(), quads,
-          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1}, rows.finish(scale, sum));
+  product(weights.rows(Coarse(x.const_data_ptr<float>(), count, depth)), 0, count, weights.packed,
+          {y.mutable_data_ptr<float>(), columns, pointer(bias), nullptr, pointer(residual), 1});
   return y;
 }
 
 Tensor geglu_int8(const Tensor& x_, const Tensor& packed, const Tensor& scale, const Tensor& sum, const Maybe& bias,
                   int64_t columns) {
   const Tensor x = x_.contiguous();
-  const int64_t depth = x.size(-1), quads = check_int8(packed, scale, sum, depth, 2 * columns);
+  const int64_t depth = x.size(-1), count = x.numel() / depth;
+  const Weights8 weights(packed, scale, sum, depth, 1, 2 * columns);
   TORCH_CHECK(columns % kPanel == 0, "geglu: the width must be a multiple of ", kPanel);
   auto shape = x.sizes().vec();
   shape.back() = columns;
   Tensor y = at::empty(shape, x.options());
-  const Coarse rows = coarse_rows(x, depth);
-  gated(rows.values.data(), x.numel() / depth, packed.const_data_ptr<int32_t>(), quads, pointer(bias), columns,
-        y.mutable_data_ptr<float>(), rows.finish(scale, sum));
+  gated(weights.rows(Coarse(x.const_data_ptr<float>(), count, depth)), count, weights.packed, pointer(bias), columns,
+        y.mutable_data_ptr<float>());
   return y;
 }
 
-Tensor convolution_int8(const Tensor& x_, const Tensor& packed, const Tensor& scale, const Tensor& sum,
-                        const Maybe& bias, const Maybe& shift_, const Maybe& residual_, int64_t columns, int64_t height,
+Tensor convolution_int8(const Tensor& x, const Tensor& packed, const Tensor& scale, const Tensor& sum,
+                        const Maybe& bias, const Maybe& shift, const Maybe& residual, int64_t columns, int64_t height,
                         int64_t width, int64_t step, int64_t padding) {
-  const auto layout = at::MemoryFormat::ChannelsLast;
-  const Tensor x = x_.contiguous(layout);
-  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), depth = height * width * C;
-  const int64_t down = (H + 2 * padding - height) / step + 1, across = (W + 2 * padding - width) / step + 1;
-  const int64_t quads = check_int8(packed, scale, sum, depth, columns);
-  TORCH_CHECK(H + 2 * padding >= height && W + 2 * padding >= width, "convolution: a picture smaller than the kernel");
-  Tensor y = at::empty({N, columns, down, across}, x.options().memory_format(layout));
-  Maybe residual, shift;
-  if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
-  if (shift_) shift = shift_->expand({N, columns}).contiguous();
-  const int64_t area = down * across, count = N * area;
-  const Window window{C, H, W, height, width, down, across, step, padding};
-  const Output out{y.mutable_data_ptr<float>(), columns, pointer(bias), pointer(shift), pointer(residual), area};
-  const float* xp = x.const_data_ptr<float>();
-  const int64_t fit = kCache * at::get_num_threads() / depth;
-  const int64_t chunk = std::min(count, std::max(fit / kBlock, int64_t(1)) * kBlock);
-  Coarse rows(chunk, depth);
-  for (int64_t start = 0; start < count; start += chunk) {
-    const int64_t now = std::min(chunk, count - start);
-    at::parallel_for(0, now, 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> patch(depth);
-      for (int64_t r = begin; r < end; r++) {
-        window.gather(xp, start + r, patch.data());
-        rows.set(r, patch.data());
-      }
-    });
-    product(rows.values.data(), start, now, packed.const_data_ptr<int32_t>(), quads, out, rows.finish(scale, sum));
+  const Pictures all(x, bias, shift, residual, columns, height, width, step, padding);
+  const int64_t taps = all.taps, Q = quads(all.C);
+  const Weights8 weights(packed, scale, sum, all.C, taps, columns);
+  const Coarse positions(all.x.const_data_ptr<float>(), all.x.numel() / all.C, all.C);  // each once, not once a tap
+  Scaled rows = weights.rows(positions);
+  if (all.plain()) {
+    product(rows, 0, all.rows, weights.packed, all.out);
+    return all.y;
   }
-  return y;
+  const int64_t chunk = all.chunk(4 * taps * (Q + 2));
+  Tensor buffer = at::empty({chunk * taps * (Q + 2)}, x.options().dtype(at::kInt));
+  int32_t *patches = buffer.mutable_data_ptr<int32_t>(), *zeros = patches + chunk * taps * Q;
+  float* scales = reinterpret_cast<float*>(zeros + chunk * taps);
+  rows.rows = patches, rows.zero = zeros, rows.scale = scales, rows.taps = taps;
+  for (int64_t start = 0; start < all.rows; start += chunk) {
+    const int64_t count = std::min(chunk, all.rows - start);
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++)
+        all.window.taps(start + r, [&](int64_t tap, int64_t from) {
+          const int64_t at = r * taps + tap;
+          zeros[at] = from < 0 ? 0 : positions.zeros[from];
+          scales[at] = from < 0 ? 0.f : positions.scales[from];
+          from < 0 ? std::fill_n(patches + at * Q, Q, 0) : std::copy_n(positions.values + from * Q, Q, patches + at * Q);
+        });
+    });
+    product(rows, start, count, weights.packed, all.out);
+  }
+  return all.y;
 }
 
 // ---------------------------------------------------------------------------------------------------- winograd
@@ -562,7 +639,7 @@ Tensor transform_weight(const Tensor& weight) {
   constexpr int Q = M + 2;
   constexpr auto& G = Transform<M>::G;
   const int64_t K = weight.size(0), C = weight.size(1), P = panels(K);
-  Tensor packed = at::empty({P, Q * Q, C, kPanel}, weight.options());
+  Tensor packed = make_room({P, Q * Q, C, kPanel}, weight.options());
   const float* w = weight.const_data_ptr<float>();
   float* to = packed.mutable_data_ptr<float>();
   at::parallel_for(0, P * C, 16, [&](int64_t begin, int64_t end) {
@@ -791,6 +868,7 @@ Tensor group_norm(const Tensor& x_, int64_t groups, const Tensor& weight, const 
 }  // namespace
 
 TORCH_LIBRARY(sfumato, library) {
+  library.def("panel() -> int", []() -> int64_t { return kPanel; });  // columns that weights are filled up to
   library.def("pack_linear(Tensor weight) -> Tensor");
   library.def("pack_convolution(Tensor weight) -> Tensor");
   library.def("pack_winograd(Tensor weight, int tile) -> Tensor");
@@ -799,7 +877,7 @@ TORCH_LIBRARY(sfumato, library) {
   library.def(
       "convolution(Tensor x, Tensor packed, Tensor? bias, Tensor? shift, Tensor? residual, int columns, int height, "
       "int width, int step, int padding) -> Tensor");
-  library.def("pack_int8(Tensor weight) -> Tensor");
+  library.def("pack_int8(Tensor weight) -> (Tensor packed, Tensor scale, Tensor sum)");
   library.def(
       "linear_int8(Tensor x, Tensor packed, Tensor scale, Tensor sum, Tensor? bias, Tensor? residual, int columns) -> "
       "Tensor");

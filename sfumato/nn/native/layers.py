@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.errors import CheckpointError, SfumatoError
-from sfumato.nn import int8, layers
+from sfumato.nn import layers
 
 _ops = torch.ops.sfumato
 
@@ -131,26 +131,25 @@ class FusedGroupNorm(layers.GroupNorm):
 
 
 class PackedInt8(Packed):
-    """What packed layers of 8 bits keep: weights, and for each column its scale and the sum of its weights."""
+    """What packed layers of 8 bits keep: weights, and for each column its scale and the sums of its weights."""
 
     scale: Tensor
     sum: Tensor
 
-    def _keep_int8(self, layer: int8.Int8) -> None:
-        self._keep(_ops.pack_int8(layer.weight), layer.bias)
-        filled = (0, self.packed.shape[0] * self.packed.shape[2] - len(layer.weight))
-        self.register_buffer("scale", nn.functional.pad(layer.scale, filled), persistent=False)
-        sums = layer.weight.sum(dim=1, dtype=torch.int32)
-        self.register_buffer("sum", nn.functional.pad(sums, filled), persistent=False)
+    def _keep_int8(self, weight: Tensor, bias: Tensor | None) -> None:
+        packed, scale, sums = _ops.pack_int8(weight.detach())
+        self._keep(packed, bias)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("sum", sums, persistent=False)
 
 
 class PackedInt8Linear(PackedInt8):
     """``int8.Int8Linear``."""
 
-    def __init__(self, layer: int8.Int8Linear) -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self._keep_int8(layer)
+        self._keep_int8(layer.weight, layer.bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
@@ -161,10 +160,10 @@ class PackedInt8Linear(PackedInt8):
 class PackedInt8GEGLU(PackedInt8):
     """``int8.Int8GEGLU`` whose inner width is a multiple of 32."""
 
-    def __init__(self, layer: int8.Int8GEGLU) -> None:
+    def __init__(self, layer: layers.GEGLU) -> None:
         super().__init__()
-        self.inner = layer.inner
-        self._keep_int8(layer)
+        self.inner = layer.proj.out_features // 2
+        self._keep_int8(layer.proj.weight, layer.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., inner]."""
@@ -175,12 +174,12 @@ class PackedInt8GEGLU(PackedInt8):
 class PackedInt8Conv2d(PackedInt8):
     """``int8.Int8Conv2d``."""
 
-    def __init__(self, layer: int8.Int8Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
-        self._shape = layer._shape
-        self._keep_int8(layer)
+        self._shape = (*layer.kernel_size, int(layer.stride[0]), int(layer.padding[0]))
+        self._keep_int8(layer.weight, layer.bias)
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""

@@ -25,7 +25,10 @@ from sfumato.tasks.pipeline import Pipeline
 from tests.parity import tiny
 
 ASKED: dict[str, Any] = {"steps": 6, "width": 64, "height": 64, "seed": 3, "sampler": "euler"}
-RATES = Rates(convolution=1e9, product=2e9, attention=1e9, movement=1e9, latency=1e-6, load=1e9, process=0)
+RATES = Rates(
+    convolution=1e9, product=2e9, attention=1e9, movement=1e9, packed=4e9, winograd=3e9, int8=8e9, latency=1e-6,
+    load=1e9, process=0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,81 @@
+"""What the native operators make of tensors without content: by it, work and memory are counted beforehand."""
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+_kept: list[Library] = []  # what a library registered goes with it
+
+
+def register() -> None:
+    """Let the operators, which are loaded, take tensors of the meta device."""
+    if _kept:
+        return
+    library = Library("sfumato", "IMPL", "Meta")  # type: ignore[no-untyped-call]
+    for name, shape in SHAPES.items():
+        library.impl(name, shape)  # type: ignore[no-untyped-call]
+    _kept.append(library)
+
+
+def panel() -> int:
+    """Columns that packed weights are filled up to a multiple of."""
+    columns: int = torch.ops.sfumato.panel()
+    return columns
+
+
+def _panels(columns: int) -> int:
+    return -(-columns // panel())
+
+
+def _pack_linear(weight: Tensor) -> Tensor:
+    return weight.new_empty(_panels(len(weight)), weight.shape[1], panel())
+
+
+def _pack_convolution(weight: Tensor) -> Tensor:
+    return _pack_linear(weight.flatten(1))
+
+
+def _pack_winograd(weight: Tensor, tile: int) -> Tensor:
+    return weight.new_empty(_panels(len(weight)), (tile + 2) ** 2, weight.shape[1], panel())
+
+
+def _pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    taps, columns = weight.shape[2:].numel(), _panels(len(weight)) * panel()
+    packed = weight.new_empty(_panels(len(weight)), taps * -(-weight.shape[1] // 4), panel(), dtype=torch.int32)
+    return packed, weight.new_empty(columns), weight.new_empty(taps, columns, dtype=torch.int32)
+
+
+def _rows(x: Tensor, *rest: object) -> Tensor:
+    """[..., in] -> [..., out]; the last argument is out."""
+    columns = rest[-1]
+    assert isinstance(columns, int)
+    return x.new_empty(*x.shape[:-1], columns)
+
+
+def _picture(x: Tensor, columns: int, height: int, width: int) -> Tensor:
+    return torch.empty(
+        (len(x), columns, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+
+
+def _convolution(x: Tensor, *rest: object) -> Tensor:
+    columns, height, width, step, padding = (n for n in rest[-5:] if isinstance(n, int))
+    down, across = ((n + 2 * padding - k) // step + 1 for n, k in zip(x.shape[2:], (height, width), strict=True))
+    return _picture(x, columns, down, across)
+
+
+def _winograd(x: Tensor, *rest: object) -> Tensor:
+    columns = rest[-1]
+    assert isinstance(columns, int)
+    return _picture(x, columns, *x.shape[2:])
+
+
+def _group_norm(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+SHAPES = {
+    "pack_linear": _pack_linear, "pack_convolution": _pack_convolution, "pack_winograd": _pack_winograd,
+    "pack_int8": _pack_int8, "linear": _rows, "geglu": _rows, "linear_int8": _rows, "geglu_int8": _rows,
+    "convolution": _convolution, "convolution_int8": _convolution, "winograd": _winograd, "group_norm": _group_norm,
+}  # fmt: skip
