@@ -202,7 +202,7 @@ class Forecaster:
         forecast = self.forecast(replace(USUAL, growth=found.most))
         plain, packed = (sum(stage.packs() for stage in self.stages(h)) for h in (USUAL, forecast.holding))
         told = f"{show_bytes(packed)} where they took {show_bytes(plain)}"
-        return forecast, [f"Native kernels, whose weights take {told}: {found.why}."]
+        return forecast, [f"Native kernels, whose weights take {told}{'' if self.int8 else f': {found.why}'}."]
 
     def fit(self, limit: int) -> Forecast:
         """The fastest way that stays within so many bytes; exact ways are preferred to tiles, tiles to layers.
