@@ -1,6 +1,6 @@
-"""Puts a trained run into the package, as the model that comes with sfumato: float16, without what training needs.
+"""Puts trained runs into the package, as the model that comes with sfumato: float16, without what training needs.
 
-    python recipes/ship.py runs/emoji data/emoji
+    python recipes/ship.py runs/emoji runs/emoji_more data/emoji
 """
 
 import shutil
@@ -20,24 +20,33 @@ LIMIT = 60_000_000
 """Bytes of the whole folder."""
 
 
-def ship(run: Path, data: Path, out: Path) -> int:
-    """Write the folder anew, and tell its size in bytes."""
-    convert(run, out, dtype=torch.float16, overwrite=True)
+def ship(first: Path, last: Path, data: Path, out: Path) -> int:
+    """Write the folder anew, and tell its size in bytes.
+
+    Args:
+        first: the run that trained CLIP.
+        last: the run that went on from it, which draws.
+    """
+    convert(last, out, dtype=torch.float16, overwrite=True)
     (out / "clip").mkdir()
-    halves = {n: t.read().half() for n, t in open_file(run / "clip" / "model.safetensors").tensors.items()}
+    halves = {n: t.read().half() for n, t in open_file(first / "clip" / "model.safetensors").tensors.items()}
     save_file(out / "clip" / "model.safetensors", lazy_all(halves))
-    shutil.copy(run / "clip" / "config.json", out / "clip")
-    shutil.copy(run / "recipe.toml", out)
+    shutil.copy(first / "clip" / "config.json", out / "clip")
+    shutil.copy(first / "recipe.toml", out)
+    shutil.copy(last / "recipe.toml", out / "recipe_more.toml")
     shutil.copy(CARD.parents[1] / "LICENSE", out / "LICENSE-noto-emoji")  # Apache 2.0
     shutil.copy(data / "LICENSE-cldr", out)
-    figures = (run / "README.md").read_text(encoding="utf-8").partition("Trained with sfumato.\n")[2]
-    (out / "README.md").write_text(CARD.read_text(encoding="utf-8") + figures, encoding="utf-8")
+    card = CARD.read_text(encoding="utf-8")
+    for title, run in (("From nothing", first), ("From there on", last)):
+        figures = (run / "README.md").read_text(encoding="utf-8").partition("Trained with sfumato.\n")[2]
+        card += f"\n## {title}\n{figures.replace('## Recipe', '### Recipe')}"
+    (out / "README.md").write_text(card, encoding="utf-8")
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 4:
         sys.exit(__doc__)
-    size = ship(Path(sys.argv[1]), Path(sys.argv[2]), FOLDERS[SHIPPED])
+    size = ship(*map(Path, sys.argv[1:]), FOLDERS[SHIPPED])
     print(f"{size / 1e6:.1f} MB")
     sys.exit(size > LIMIT and f"More than {LIMIT / 1e6:.0f} MB")
