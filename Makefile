@@ -23,7 +23,7 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/installed-core
-	$(BIN)/sfumato "pizza" --seed 0 --count 8 --grid -o out/demo.png
+	$(BIN)/sfumato "a slice of pizza" --seed 0 --count 8 --grid -o out/demo.png
 
 test: install
 	$(PYTEST)
