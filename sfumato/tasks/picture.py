@@ -183,7 +183,8 @@ class Picture:
 
 
 def grid(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
-    """All pictures on one sheet, row by row, as square as can be; its recipe is the first one's, with all seeds.
+    """All pictures on one sheet, row by row, as square as can be, and without a gap if that takes at most half as many
+    columns again; its recipe is the first one's, with all seeds.
 
     Args:
         columns: pictures side by side.
@@ -193,9 +194,12 @@ def grid(pictures: Sequence[Picture], columns: int | None = None) -> Picture:
     """
     if not pictures or (columns is not None and columns < 1):
         raise RequestError(f"A grid of {len(pictures)} pictures in {columns} columns cannot be made.")
-    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
+    count = len(pictures)
+    square = math.ceil(math.sqrt(count))
+    full = next((n for n in range(square, square + square // 2 + 1) if count % n == 0), square)
+    columns = min(columns or full, count)
     width, height = (max(p.image.size[side] for p in pictures) for side in (0, 1))
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    sheet = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture.image, (i % columns * width, i // columns * height))
     first = pictures[0].recipe

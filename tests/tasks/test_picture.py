@@ -236,9 +236,11 @@ def test_grid() -> None:
     sheet = grid(pictures)
     assert sheet.image.size == (3 * 24, 2 * 16)
     assert np.array_equal(sheet.pixels[16:, 24:48], pictures[4].pixels)
-    assert (sheet.pixels[16:, 48:] == 0).all()
+    assert (sheet.pixels[16:, 48:] == 255).all()  # a gap is white
     assert sheet.recipe["grid"] == {"columns": 3, "seeds": [0, 1, 2, 3, 4]}
     assert sheet.seed == 0
+    eight = [Picture.of(pixels(i), recipe(i)) for i in range(8)]
+    assert grid(eight).recipe["grid"]["columns"] == 4  # 3 would leave a gap
     assert grid(pictures, columns=9).image.size == (5 * 24, 16)
     assert grid(pictures, columns=1).image.size == (24, 5 * 16)
     for wrong in ([], pictures):
