@@ -47,6 +47,7 @@ def ship(first: Path, last: Path, data: Path, out: Path) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    size = ship(*map(Path, sys.argv[1:]), FOLDERS[SHIPPED])
+    first, last, data = map(Path, sys.argv[1:])
+    size = ship(first, last, data, FOLDERS[SHIPPED])
     print(f"{size / 1e6:.1f} MB")
     sys.exit(size > LIMIT and f"More than {LIMIT / 1e6:.0f} MB")
