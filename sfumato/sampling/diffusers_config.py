@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfumato.core.errors import ConfigError, nearest
 from sfumato.noise.schedule import EDM, Discrete, RectifiedFlow, Schedule, discrete
@@ -121,15 +121,26 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """For each sampler, the class whose reading of a config is followed, and the settings that make it that sampler."""
 
+_HOMES = {name for name in CLASSES if name.startswith(("FlowMatch", "EDM"))}
+"""Classes of a schedule that others do not know: their configs are read by themselves for every sampler."""
+
+_FLOWING = {name for name, keys in CLASSES.items() if "use_flow_sigmas" in keys} - {"DEISMultistepScheduler"}
+"""Classes that read the config of a flow-matching model which is not of ``_HOMES``."""
+
 _SHAPE_KEYS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
 
 def from_diffusers(config: Mapping[str, Any], sampler: str | None = None, spacing: str | None = None) -> Plan:
     """The plan that a ``scheduler_config.json`` stands for.
 
+    To name what the config would be read as without a name changes nothing: the plan of ``plan.sampler`` and
+    ``plan.spacing`` is ``plan``. What belongs to the network (noise schedule, prediction, clipping) stays as the
+    config's own class reads it, whatever is named.
+
     Args:
-        sampler: a canonical sampler to use in place of the config's own. What the config says is then read as
-            diffusers' ``SomeScheduler.from_config(config)`` reads it, defaults of the other class included.
+        sampler: a canonical sampler to use in place of the config's own. What the config says of steps and solvers is
+            then read as diffusers' ``SomeScheduler.from_config(config)`` reads it, defaults of the other class
+            included.
         spacing: a canonical spacing to use in place of the config's own.
 
     Raises:
@@ -143,37 +154,85 @@ def from_diffusers(config: Mapping[str, Any], sampler: str | None = None, spacin
         if key not in known:
             raise ConfigError(f"scheduler_config.json: unknown key {key!r}{nearest(key, known)}")
     said = {key: value for key, value in config.items() if key not in NOTES}
-    if sampler is not None and not _flowing(name) and "EDM" not in name:
-        name, settings = PEERS.get(sampler, PEERS["dpmpp_2m" if TABLE[sampler].unit else "euler"])
+    own = _all(name, said)
+    trained = _trained(name, own)
+    if sampler is None or sampler == _sampler(name, own):
+        plan = _read(name, own, trained)
+    else:
+        name, settings = _reader(name, sampler, trained.schedule)
         said |= settings
-    if spacing is not None:
+        plan = _with(sampler, name, _read(name, _all(name, said), trained))
+    if spacing is None or spacing == plan.spacing:
+        return plan
+    if name not in _HOMES:
         said |= {key: key == _SHAPE_KEYS.get(spacing) for key in _SHAPES}
         said |= {"timestep_spacing": spacing} if spacing in ("leading", "trailing", "linspace") else {}
-    plan = _read(name, {**CLASSES[name], **{k: v for k, v in said.items() if k in CLASSES[name]}})
-    if sampler is not None and sampler != plan.sampler:
-        # The options of a class are those of the samplers that are settings of it, and of no others.
-        own = TABLE[sampler].options if PEERS.get(sampler, ("", {}))[0] == name else ()
-        plan = replace(plan, sampler=sampler, options={k: v for k, v in plan.options.items() if k in own})
-    if spacing is not None and spacing != plan.spacing:
+        plan = _with(plan.sampler, name, _read(name, _all(name, said), trained))
+    if spacing != plan.spacing:
         plan = replace(plan, spacing=spacing, spacing_options={}, within=None, times="exact")
     return plan
 
 
-def _read(name: str, c: dict[str, Any]) -> Plan:
-    """The plan of class ``name`` with all its settings."""
-    _refuse(name, c)
-    sampler, options = _solver(name, c)
-    schedule = _schedule(name, c)
-    spacing, spacing_options, within, times = _spacing(name, c, schedule)
+class _Trained(NamedTuple):
+    """What belongs to the network, whichever sampler asks it."""
+
+    schedule: Schedule
+    prediction: str
+    guidance: dict[str, Any]
+
+
+def _all(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of class ``name``."""
+    return {**CLASSES[name], **{key: value for key, value in said.items() if key in CLASSES[name]}}
+
+
+def _sampler(name: str, c: dict[str, Any]) -> str | None:
+    """The sampler that class ``name`` is with these settings; None where there is none here."""
+    try:
+        _refuse(name, c)
+    except ConfigError:
+        return None
+    return _solver(name, c)[0]
+
+
+def _reader(name: str, sampler: str, schedule: Schedule) -> tuple[str, dict[str, Any]]:
+    """The class by which the config of class ``name`` is read for ``sampler``, and the settings that make it that."""
+    reader, settings = PEERS.get(sampler, PEERS["dpmpp_2m" if TABLE[sampler].unit else "euler"])
+    flowing = isinstance(schedule, RectifiedFlow)
+    if name in _HOMES or (flowing and reader not in _FLOWING):
+        return name, {}
+    return reader, settings
+
+
+def _with(sampler: str, name: str, plan: Plan) -> Plan:
+    """The plan of class ``name``, with this sampler in place of its own."""
+    if sampler == plan.sampler:
+        return plan
+    # The options of a class are those of the samplers that are settings of it, and of no others.
+    its = TABLE[sampler].options if PEERS.get(sampler, ("", {}))[0] == name else ()
+    return replace(plan, sampler=sampler, options={k: v for k, v in plan.options.items() if k in its})
+
+
+def _trained(name: str, c: dict[str, Any]) -> _Trained:
+    """What class ``name`` with all its settings says of the network."""
     prediction = {"flow_prediction": "flow"}.get(c.get("prediction_type", "flow"), c.get("prediction_type", "flow"))
     guidance = {}
     if c.get("thresholding"):
         guidance = {"dynamic_threshold": c["dynamic_thresholding_ratio"], "threshold_maximum": c["sample_max_value"]}
     elif c.get("clip_sample"):
         guidance = {"clip": c["clip_sample_range"]}
+    return _Trained(_schedule(name, c), "edm" if "EDM" in name else prediction, guidance)
+
+
+def _read(name: str, c: dict[str, Any], trained: _Trained) -> Plan:
+    """The plan of class ``name`` with all its settings, for this network."""
+    _refuse(name, c)
+    sampler, options = _solver(name, c)
+    schedule, prediction, guidance = trained
+    spacing, spacing_options, within, times = _spacing(name, c, schedule)
     home = isinstance(schedule, RectifiedFlow) or TABLE[sampler].unit
     return Plan(
-        schedule, "edm" if "EDM" in name else prediction, sampler, options, spacing, spacing_options, within,
+        schedule, prediction, sampler, options, spacing, spacing_options, within,
         unit=(home or c.get("timestep_spacing") == "leading") and "EDM" not in name, times=times, guidance=guidance,
     )
 
@@ -296,10 +355,6 @@ def _spacing(
     return steps, options, None, "exact"
 
 
-def _flowing(name: str) -> bool:
-    return name.startswith("FlowMatch")
-
-
 def to_diffusers(plan: Plan) -> dict[str, Any]:
     """The ``scheduler_config.json`` that ``from_diffusers`` reads as a plan that does the same.
 
@@ -311,7 +366,7 @@ def to_diffusers(plan: Plan) -> dict[str, Any]:
     for name in (own, *CLASSES):
         config = {**CLASSES[name], **{k: v for k, v in said.items() if k in CLASSES[name]}}
         try:
-            if _same(_read(name, config), plan):
+            if _same(_read(name, config, _trained(name, config)), plan):
                 return {"_class_name": name, **{k: v for k, v in config.items() if v != -math.inf}}
         except ConfigError:
             continue

@@ -22,6 +22,8 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "EulerDiscreteScheduler": {"timestep_spacing": "leading"},
     "HeunDiscreteScheduler": {},
     "DPMSolverMultistepScheduler": {},
+    "DPMSolverMultistepScheduler of first order": {"solver_order": 1},
+    "DPMSolverMultistepScheduler heun": {"solver_type": "heun", "lower_order_final": False},
     "DPMSolverMultistepScheduler karras": {"use_karras_sigmas": True},
     "DEISMultistepScheduler": {},
     "UniPCMultistepScheduler": {},

@@ -18,6 +18,10 @@ VIDEO: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", "prediction_type": "v_prediction",
     "sigma_min": 0.002, "sigma_max": 700.0, "use_karras_sigmas": True,
 }
+FLOW: dict[str, Any] = {
+    "_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 3.0,
+    "prediction_type": "flow_prediction",
+}
 PIXELS: dict[str, Any] = {
     "_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range",
     "thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5,

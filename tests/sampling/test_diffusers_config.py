@@ -12,7 +12,7 @@ from sfumato.noise.schedule import EDM, Discrete, RectifiedFlow, discrete
 from sfumato.sampling import TABLE
 from sfumato.sampling.diffusers_config import CLASSES, PEERS, from_diffusers, to_diffusers
 from sfumato.sampling.plan import usual
-from tests.sampling.configs import PIXELS, SD15, SD21, SDXL, VIDEO
+from tests.sampling.configs import FLOW, PIXELS, SD15, SD21, SDXL, VIDEO
 
 
 def test_stable_diffusion_1() -> None:
@@ -74,11 +74,46 @@ def test_another_sampler_reads_the_config_as_its_own_class_would() -> None:
 
 @pytest.mark.parametrize("sampler", TABLE)
 def test_every_sampler_runs_on_every_kind_of_model(sampler: str) -> None:
-    for config in (SD15, SDXL, VIDEO, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}):
+    for config in (SD15, SDXL, VIDEO, FLOW, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}):
         plan = from_diffusers(config, sampler=sampler)
         assert plan.sampler == sampler
         assert len(plan.sigmas(8)) == 9
         assert set(plan.options) <= set(TABLE[sampler].options)
+
+
+MULTISTEP: dict[str, Any] = {**SD15, "_class_name": "DPMSolverMultistepScheduler"}
+
+
+@pytest.mark.parametrize("config", [
+    SD15, {**SDXL, "use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}, VIDEO, PIXELS, FLOW,
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, {"_class_name": "EDMDPMSolverMultistepScheduler"},
+    {**MULTISTEP, "solver_order": 1}, {**MULTISTEP, "solver_type": "heun", "lower_order_final": False},
+    {**MULTISTEP, "use_lu_lambdas": True, "euler_at_final": True},
+    {**MULTISTEP, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "use_karras_sigmas": True},
+    {**SD15, "_class_name": "UniPCMultistepScheduler", "solver_order": 3, "disable_corrector": [0]},
+])
+def test_naming_what_is_there_already_changes_nothing(config: dict[str, Any]) -> None:
+    for sampler in (None, "euler", "ddim", "dpmpp_2m", "dpmpp_2m_sde"):
+        for spacing in (None, "karras", "exponential", "trailing"):
+            plan = from_diffusers(config, sampler, spacing)
+            assert from_diffusers(config, plan.sampler, plan.spacing) == plan
+    own = from_diffusers(config)
+    assert from_diffusers(config, own.sampler) == from_diffusers(config, spacing=own.spacing) == own
+
+
+@pytest.mark.parametrize("sampler", TABLE)
+def test_what_belongs_to_the_network_stays_when_the_sampler_changes(sampler: str) -> None:
+    snr = {**SDXL, "rescale_betas_zero_snr": True}
+    silent = {key: value for key, value in SDXL.items() if key != "clip_sample"}
+    for config in (snr, silent, VIDEO, PIXELS, FLOW):
+        own, other = from_diffusers(config), from_diffusers(config, sampler)
+        assert (other.schedule, other.prediction, other.guidance) == (own.schedule, own.prediction, own.guidance)
+
+
+def test_a_solver_that_is_not_supported_can_be_replaced() -> None:
+    older = {**MULTISTEP, "algorithm_type": "dpmsolver"}
+    assert from_diffusers(older, "dpmpp_2m") == from_diffusers(MULTISTEP)
+    assert from_diffusers(older, "euler") == from_diffusers(SD15, "euler")
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -1,5 +1,6 @@
 """From a folder to pictures: batches, seeds, sizes, the refiner, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from sfumato.core.errors import CheckpointError, NumericError, RequestError
 from sfumato.core.request import Request
 from sfumato.engine.driver import Cancelled, Progress
 from sfumato.nn import native
+from sfumato.tasks.infotext import as_titled
 from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.settle import settle
+from sfumato.tasks.text_to_image import Run
 from tests.parity import tiny
 
 STEPS: dict[str, Any] = {"steps": 4, "width": 64, "height": 64}
@@ -81,6 +85,16 @@ def test_a_picture_carries_a_request_without_blanks(pipe: Pipeline) -> None:
         assert request[name] is not None
     assert len(picture.recipe["model"]["sha256"]) == 64
     assert f"Seed: {picture.seed}" in picture.parameters
+
+
+def test_a_request_without_blanks_is_drawn_as_the_one_with_them(pipe: Pipeline) -> None:
+    own = {**pipe.model.scheduler, "_class_name": "DPMSolverMultistepScheduler", "solver_order": 1}
+    model = replace(pipe.model, scheduler=own)
+    settled = settle(Request("a cat", seed=3, **STEPS), model)
+    assert settled.plan.options["order"] == 1
+    assert Run(model, settled, settled.sigmas).plan == settled.plan
+    for again in (settled.request, as_titled(settled.request)):  # what the recipe and the text in a picture say
+        assert settle(again, model).plan == settled.plan
 
 
 def test_diffusers_names_are_understood(pipe: Pipeline) -> None:
