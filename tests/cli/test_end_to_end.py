@@ -49,7 +49,7 @@ def test_a_picture_is_drawn_tells_how_and_is_drawn_again(
 def test_several_pictures_and_their_grid(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["a cat", "-m", model, "--seed", "1", "--count", "3", "--grid", "-o", "cat.png", *SMALL]) == 0
     assert capsys.readouterr().out.split() == ["cat-1.png", "cat-2.png", "cat-3.png", "cat-grid.png"]
-    assert Image.open("cat-grid.png").size == (128, 128)
+    assert Image.open("cat-grid.png").size == (192, 64)
     assert main(["a cat", "-m", model, "--seed", "2", "-o", "alone.png", *SMALL]) == 0
     alone, second = (np.asarray(Image.open(name)).astype(int) for name in ("alone.png", "cat-2.png"))
     assert np.abs(alone - second).max() <= 1
