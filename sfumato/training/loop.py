@@ -178,6 +178,7 @@ def train(
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=_deaf,
     ))  # fmt: skip
     told, began = start, time.monotonic()
+    exported: int | None = None  # the step of which the model folder has the weights
     on_their_way: deque[tuple[int, float, list[str], Late]] = deque()
 
     def arrive(tell: Callable[[int, float], None]) -> tuple[int, dict[str, float]]:
@@ -195,12 +196,21 @@ def train(
         tell(step + 1, line[f"loss.{main}"])
         return step, line | {"rate": rate}
 
+    def export(step: int) -> None:
+        """Put the averaged weights into the model folder, once a step."""
+        nonlocal exported
+        if exported == step:
+            return
+        weights = sharded.whole(ema.weights(stage.players[main]))
+        if first:
+            stage.export(weights, {"step": step, "steps": config.steps, "score": score})
+        exported = step
+
     def save(step: int) -> None:
         groups = {name: sharded.whole(network.state_dict()) for name, network in stage.players.items()}
         for name, network in stage.players.items():
             groups[f"{name}.optimizer"] = sharded.whole(optimizer_tensors(optimizers[name], network))
         groups["ema"] = sharded.whole(ema.tensors())
-        weights = sharded.whole(ema.weights(stage.players[main]))
         if first:
             assert journal is not None
             progress: dict[str, Any] = {"recipe": recipe, "epoch": step / order.steps_per_epoch}
@@ -212,10 +222,10 @@ def train(
             except SfumatoError as problem:
                 raise store.naming_last(problem) from problem
             store.save(step, groups, progress, score)
-            try:
-                stage.export(weights, {"step": step, "steps": config.steps, "score": score})
-            except SfumatoError as problem:
-                raise store.naming_last(problem) from problem
+        try:
+            export(step)
+        except SfumatoError as problem:
+            raise store.naming_last(problem) from problem
         accelerator.wait_for_everyone()
 
     seen = first and sys.stderr.isatty()
@@ -263,9 +273,8 @@ def train(
                 score = measured.get("loss", score)
                 line |= {f"held_out.{key}": value for key, value in measured.items()}
             if measure is not None and (done == config.steps or _due(done, config.metrics_every)):
-                weights = sharded.whole(ema.weights(stage.players[main]))
+                export(done)
                 if first:
-                    stage.export(weights, {"step": done, "steps": config.steps, "score": score})
                     line |= measure(done)
             if journal is not None:
                 journal.write(step, line)
@@ -278,9 +287,8 @@ def train(
             if done % config.save_every == 0 or done == config.steps or halted:
                 save(done)
             if done < config.steps and _due(done, config.sample_every):
-                weights = sharded.whole(ema.weights(stage.players[main]))
+                export(done)
                 if first:
-                    stage.export(weights, {"step": done, "steps": config.steps, "score": score})
                     _sample(stage, folder, done, say)
             if halted and done < config.steps:
                 say(f"Stopped and saved at step {done:,}; the same command goes on from there.")
@@ -288,9 +296,7 @@ def train(
         else:
             done = config.steps
     if start == config.steps:  # killed after its last checkpoint, perhaps before the model was put in place
-        weights = sharded.whole(ema.weights(stage.players[main]))
-        if first:
-            stage.export(weights, {"step": start, "steps": config.steps, "score": score})
+        export(start)
     if first and done == config.steps:
         _sample(stage, folder, done, say)
     return Outcome(done, done == config.steps)
