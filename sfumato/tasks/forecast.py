@@ -30,11 +30,6 @@ from sfumato.sampling.types import Estimate, Query
 from sfumato.tasks.settle import Settled, plan_for, settle
 from sfumato.tasks.text_to_image import handover, pictures_together, prepare
 
-HOLES = 112_000_000
-"""Bytes, at most, that the C library's heap holds beside what lives in it, on a CPU: glibc serves blocks below 32 MB
-from one heap, which keeps what was freed until its end is free. Measured between 60 and 120 MB; small computations
-leave holes of about twice their own size."""
-
 LARGEST = 1.7
 """Packed weights may make a process so many times as large as plain ones would, and no larger."""
 
@@ -109,6 +104,11 @@ class Growth:
     most: float | None
     shapes: Shapes
     why: str
+
+    @property
+    def notes(self) -> list[str]:
+        """Where there is no room for packed weights, that this is so."""
+        return [f"Plain kernels, so slower: {self.why}."] if self.most is None else []
 
 
 class Forecaster:
@@ -198,7 +198,7 @@ class Forecaster:
             return self.forecast(USUAL), []
         found = self.growth()
         if found.most is None:
-            return self.forecast(USUAL), [f"Plain kernels, so slower: {found.why}."]
+            return self.forecast(USUAL), found.notes
         forecast = self.forecast(replace(USUAL, growth=found.most))
         plain, packed = (sum(stage.packs() for stage in self.stages(h)) for h in (USUAL, forecast.holding))
         told = f"{show_bytes(packed)} where they took {show_bytes(plain)}"
@@ -236,24 +236,22 @@ class Forecaster:
         )
 
     def _holdings(self, where: Where, tiled: bool, growth: float | None, limit: int) -> Iterator[Holding]:
-        """With the most rows whose steps fit, or the fewest; then with the largest tiles, or the smallest."""
+        """Without tiles, or with the largest first; each with the most rows with which it fits, or the fewest.
+
+        Fewer rows leave the picture as it is, so they are tried before smaller tiles.
+        """
         names = len(self.settled.names)
-        together = min(len(self.settled.seeds), pictures_together(self.settled, USUAL.rows))
-        rows = USUAL.rows
-        while together > 1 and self._steps_peak(Holding(where, rows, growth=growth)) > limit:
-            together = -(-together // 2)
-            rows = together * names
-        if not tiled:
-            yield Holding(where, rows, growth=growth)
-            return
-        for tile in TILES:
-            if tile_of(self.ways[-1][0], self.settled.latent_shape, tile) is not None:
-                yield Holding(where, rows, tile, growth)
+        for tile in TILES if tiled else (None,):
+            if tile is not None and tile_of(self.ways[-1][0], self.settled.latent_shape, tile) is None:
+                continue
+            together = min(len(self.settled.seeds), pictures_together(self.settled, USUAL.rows))
+            found = Holding(where, USUAL.rows, tile, growth)
+            while together > 1 and self.forecast(found).peak > limit:
+                together = -(-together // 2)
+                found = replace(found, rows=together * names)
+            yield found
 
-    def _steps_peak(self, holding: Holding) -> int:
-        return max(phase.peak for phase in self._phases(holding, decoding=False))
-
-    def _phases(self, holding: Holding, decoding: bool = True) -> Iterator[Phase]:
+    def _phases(self, holding: Holding) -> Iterator[Phase]:
         stages = self.stages(holding)
         texts = [stage.texts() for stage in stages]
         before = 0  # bytes of weights that earlier phases left in memory
@@ -285,15 +283,14 @@ class Forecaster:
             peak = held + kept + self._heap(most.peak, heap)
             yield self._phase("denoising", calls * runs, works * runs, peak, loads, share)
             heap = max(heap, most.peak)
-        if decoding:
-            work, tiles, canvas = self.decoded(stages[-1], holding.tile)
-            read = 0 if self.settled.decoder in stages[-1].packed else work.read
-            held = self._weights(holding, stages, stages[-1], [self.settled.decoder], read, before)
-            height, width = (side * stages[-1].model.latent.factor for side in self.settled.latent_shape[1:])
-            pixels = 2 * pictures * 3 * height * width if self.cpu else 0  # together, and each in its picture
-            loads = self._loading(holding, work.read, pictures * tiles if holding.where == "layers" else 1)
-            peak = held + kept + self._heap(work.peak + canvas, heap) + pixels
-            yield self._phase("decoding", pictures * tiles, [work] * (pictures * tiles), peak, loads)
+        work, tiles, canvas = self.decoded(stages[-1], holding.tile)
+        read = 0 if self.settled.decoder in stages[-1].packed else work.read
+        held = self._weights(holding, stages, stages[-1], [self.settled.decoder], read, before)
+        height, width = (side * stages[-1].model.latent.factor for side in self.settled.latent_shape[1:])
+        pixels = 2 * pictures * 3 * height * width if self.cpu else 0  # together, and each in its picture
+        loads = self._loading(holding, work.read, pictures * tiles if holding.where == "layers" else 1)
+        peak = held + kept + self._heap(work.peak + canvas, heap) + pixels
+        yield self._phase("decoding", pictures * tiles, [work] * (pictures * tiles), peak, loads)
 
     def _phase(
         self, name: str, calls: int, works: list[Work], peak: int, loading: float, share: float = 1.0
@@ -307,8 +304,11 @@ class Forecaster:
         )  # fmt: skip
 
     def _heap(self, live: int, freed: int) -> int:
-        """Bytes that it takes to hold so many that live, after so many had come and gone."""
-        return live + freed + min(HOLES, 2 * live) if self.cpu else live
+        """Bytes that it takes to hold so many that live, after so many had come and gone.
+
+        A CPU's heap keeps what was freed, and what comes next seldom fits into it.
+        """
+        return live + freed if self.cpu else live
 
     def _weights(
         self, holding: Holding, stages: "list[_Stage]", stage: "_Stage", names: list[str], read: int, before: int

@@ -119,9 +119,9 @@ class Pipeline:
         """
         if not self.is_ready:
             found = self._growth(request)
-            if found.most is None:
-                self._say([f"Plain kernels, so slower: {found.why}."])
-            else:
+            self._said += found.notes
+            self.model.notes.extend(found.notes)
+            if found.most is not None:
                 self._pack(found.most, found.shapes, found.why)
             self.is_ready = True
 
@@ -141,10 +141,6 @@ class Pipeline:
         for model in self.models:
             known_shapes = shapes if model is self.model else {}
             self._said += make_ready(model, self.int8, growth, known_shapes, why, compiled=self.compiled)
-
-    def _say(self, notes: list[str]) -> None:
-        self._said += notes
-        self.model.notes.extend(notes)
 
     def _unpack(self) -> None:
         for model in self.models:
