@@ -15,7 +15,7 @@ from sfumato.nn import int8 as coarse
 from sfumato.nn import native
 from sfumato.nn.embeddings import TimestepEmbedding
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
-from sfumato.nn.transformer import CrossAttention
+from sfumato.nn.transformer import FUSED, PROJECTIONS, Attention, CrossAttention
 
 SMALL, BALANCED, LARGE, FAST = 0.0, 0.25, 0.7, inf
 """Values of ``growth``: nothing transformed; convolutions on large pictures; nearly all that gain; all that gain.
@@ -122,6 +122,8 @@ def pack(
         nonlocal layers, eights, freed
         if isinstance(parent, TimestepEmbedding):
             return  # it and the blocks' projections of time run once a schedule
+        if isinstance(parent, Attention):
+            parent.fuse()
         for name in [name for name, _ in parent.named_children()]:
             child: nn.Module = getattr(parent, name)
             if name == "time_emb_proj":
@@ -139,7 +141,8 @@ def pack(
             setattr(parent, name, new)
             freed += _size(child)
             del child
-            packed_now(f"{prefix}{name}")
+            for plain in PROJECTIONS if name == FUSED else (name,):
+                packed_now(f"{prefix}{plain}")
             if freed > AT_ONCE:
                 freed = give_back()
 

@@ -15,6 +15,7 @@ from sfumato.engine.compiled import Mode, compile_denoiser
 from sfumato.engine.pack import BALANCED, FAST, SMALL, Packing, pack
 from sfumato.engine.residence import rest, wake
 from sfumato.families.types import TINY, Model
+from sfumato.nn.transformer import Attention
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -32,7 +33,9 @@ def make_ready(
     model: Model, int8: bool = False, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}), why: str = "",
     again: bool = False, compiled: Mode | None = None,
 ) -> list[str]:
-    """Pack the denoiser and the decoders for the CPU, where native kernels are to be had; elsewhere do nothing.
+    """Pack the denoiser and the decoders for the CPU, where native kernels are to be had.
+
+    On a GPU, and in half precision, the denoiser's self-attentions make queries, keys and values by one product.
 
     Afterwards the networks can no longer be trained or changed. What was done, or why nothing was, is added to the
     model's notes.
@@ -55,6 +58,8 @@ def make_ready(
         check_int8(model)
     if compiled is not None:
         compile_denoiser(model, compiled)
+    if (model.device.type, model.dtype) != ("cpu", torch.float32):
+        fuse(model)
     if model.device.type != "cpu":
         return []
     names = packable(model)[: 1 if again else None][0 if compiled is None else 1 :]
@@ -83,6 +88,15 @@ def make_ready(
         )
     model.notes.extend(notes)
     return notes
+
+
+def fuse(model: Model) -> None:
+    """Let the denoiser's self-attentions make queries, keys and values by one product, layer by layer."""
+    wake(model, model.family.denoiser)
+    for module in model.network.modules():
+        if isinstance(module, Attention):
+            module.fuse()
+            model.packed.add(model.family.denoiser)
 
 
 def packable(model: Model) -> list[str]:

@@ -124,7 +124,7 @@ class Model:
             a part's weights takes its entry out.
         whole: what all parts were read from in the beginning.
         adapters: what is merged into the parts; see ``families.adapt``.
-        packed: parts whose layers were replaced by packed ones, with the same result; from their files they come plain.
+        packed: parts whose layers were replaced, with the same result; from their files they come plain.
     """
 
     family: Family

@@ -12,9 +12,15 @@ from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
 from sfumato.nn.merging import Merge, share_at
 from sfumato.nn.rows import expand_rows
 
+PROJECTIONS, FUSED = ("to_q", "to_k", "to_v"), "to_qkv"
+"""Of an attention, on the way in; and what stands for them where they are fused."""
+
 
 class Attention(nn.Module):
     """The projections around ``attend``.
+
+    Attributes:
+        to_qkv: stands for the three projections in where they were fused.
 
     Args:
         dim: of the tokens that ask.
@@ -35,6 +41,25 @@ class Attention(nn.Module):
         self.to_k = Linear(context_dim or dim, dim, bias=bias)
         self.to_v = Linear(context_dim or dim, dim, bias=bias)
         self.to_out = nn.ModuleList([Linear(dim, dim)])
+        self.to_qkv: nn.Module | None = None
+
+    def fuse(self) -> None:
+        """Make the three projections of the same tokens one, for inference; exact to rounding.
+
+        Their weights are replaced by one matrix, which is saved as the three under their own names.
+        """
+        if self.to_qkv is not None:
+            return
+        layers = [cast(nn.Linear, getattr(self, name)) for name in PROJECTIONS]
+        with torch.device("meta"):
+            whole = Linear(layers[0].in_features, 3 * layers[0].out_features, bias=layers[0].bias is not None)
+        for kind, _ in [*whole.named_parameters()]:
+            joined = torch.cat([layer.get_parameter(kind).detach() for layer in layers])
+            setattr(whole, kind, nn.Parameter(joined, requires_grad=False))
+        for name in PROJECTIONS:
+            delattr(self, name)
+        self.to_qkv = whole.train(self.training)
+        self.register_state_dict_post_hook(_apart)  # type: ignore[no-untyped-call]
 
     def split(self, x: Tensor) -> Tensor:
         """[B, N, heads * d] -> [B, heads, N, d], a view."""
@@ -50,7 +75,10 @@ class Attention(nn.Module):
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, N, dim] -> queries, keys and values of the same tokens, [B, heads, N, d] each."""
-        return self.queries(x), *self.keys_values(x)
+        if self.to_qkv is None:
+            return self.queries(x), *self.keys_values(x)
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        return self.split(q), self.split(k), self.split(v)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
@@ -62,6 +90,15 @@ class Attention(nn.Module):
             y = attend(q, k, v, mask, name=self.name)
         out: Tensor = self.to_out[0](y.transpose(1, 2).flatten(2), residual)
         return out
+
+
+def _apart(attention: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    """A fused projection's weights as the three that checkpoints know."""
+    for kind in ("weight", "bias"):
+        whole = state.pop(f"{prefix}{FUSED}.{kind}", None)
+        if whole is not None:
+            parts = zip(PROJECTIONS, whole.chunk(3), strict=True)
+            state.update({f"{prefix}{name}.{kind}": part for name, part in parts})
 
 
 class SelfAttention(Attention):
@@ -80,6 +117,9 @@ class CrossAttention(Attention):
     """
 
     index = 0
+
+    def fuse(self) -> None:
+        """Leave it: the keys and values are computed once a prompt."""
 
     def forward(self, x: Tensor, residual: Tensor, conditioning: Conditioning) -> Tensor:
         """``residual`` + attention.

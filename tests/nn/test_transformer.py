@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.nn.attention import tapped
 from sfumato.nn.conditioning import Conditioning
@@ -21,6 +21,20 @@ def test_attention_is_its_formula() -> None:
         mixed.append(torch.softmax(q @ k.transpose(1, 2) / 2, dim=-1) @ v)
     expected = residual + attention.to_out[0](torch.cat(mixed, dim=-1))
     torch.testing.assert_close(attention(x, residual), expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fused_projections_give_the_same_and_are_saved_as_three(bias: bool) -> None:
+    attention = SelfAttention(8, heads=2, bias=bias)
+    x, names = torch.randn(3, 5, 8), attention.state_dict()
+    expected = attention(x)
+    for _ in range(2):
+        attention.fuse()
+        assert {name for name, _ in attention.named_children()} == {"to_qkv", "to_out"}
+        torch.testing.assert_close(attention(x), expected)
+    saved = nn.ModuleList([attention]).state_dict(prefix="there.")
+    assert {name: saved[f"there.0.{name}"].tolist() for name in names} == {k: t.tolist() for k, t in names.items()}
+    assert len(saved) == len(names)
 
 
 def test_masked_context_is_as_if_it_were_not_there() -> None:
