@@ -6,12 +6,14 @@ imports neither torch nor the module that the name stands for.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 from sfumato.core.errors import RequestError, SfumatoError, nearest
 
 
+@lru_cache(maxsize=1024)  # all names of a table are folded each time one is looked up
 def fold(name: str) -> str:
     """The form in which names are compared: case, spaces, dashes and underscores do not matter."""
     return "".join(c for c in name.casefold() if c not in " -_")

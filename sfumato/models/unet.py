@@ -14,7 +14,7 @@ from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
 from sfumato.nn.layers import Conv2d, GroupNorm
 from sfumato.nn.resnet import Downsample, ResnetBlock, Upsample
 from sfumato.nn.rows import expand_rows
-from sfumato.nn.stage import Stage, call, deal_times, project_times, stages
+from sfumato.nn.stage import Stage, call, deal_times, project_times, stages, time_widths
 from sfumato.nn.transformer import CrossAttention, SpatialTransformer
 
 T = TypeVar("T")
@@ -152,6 +152,7 @@ class UNetEncoder(nn.Module):
         self._number()
 
     def _number(self) -> None:
+        self.time_widths = time_widths(self)
         for index, attention in enumerate(self.cross_attentions()):
             attention.index = index
 
@@ -216,7 +217,7 @@ class UNetEncoder(nn.Module):
             t = self._times(t if own is None or len(t) == 1 else expand_rows(t, rows), conditioning)
         if len(t) > len(x):
             x = expand_rows(x, len(t))
-        return x.contiguous(memory_format=torch.channels_last), deal_times(self, t, rows)
+        return x.contiguous(memory_format=torch.channels_last), deal_times(self.time_widths, t, rows)
 
     def _down(
         self, h: Tensor, shifts: Iterator[Tensor], conditioning: Conditioning, run: Callable[..., Tensor],

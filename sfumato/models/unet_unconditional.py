@@ -13,7 +13,7 @@ from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
 from sfumato.nn.layers import Conv2d, GroupNorm
 from sfumato.nn.resnet import Downsample, ResnetBlock, Upsample
 from sfumato.nn.rows import expand_rows
-from sfumato.nn.stage import Stage, call, deal_times, project_times, stages
+from sfumato.nn.stage import Stage, call, deal_times, project_times, stages, time_widths
 from sfumato.nn.transformer import SpatialAttention
 
 
@@ -112,6 +112,7 @@ class UnconditionalUNet(nn.Module):
         self.up_blocks = nn.ModuleList(_up_stages(config))
         self.conv_norm_out = GroupNorm(config.norm_num_groups, first, config.norm_eps)
         self.conv_out = Conv2d(first, config.out_channels, 3, padding=1)
+        self.time_widths = time_widths(self)
 
     def prepare_times(self, t: Tensor, conditioning: Conditioning | None = None) -> Times:
         """Everything that depends on the time and not on the picture, for a whole schedule.
@@ -172,7 +173,7 @@ class UnconditionalUNet(nn.Module):
             t = torch.as_tensor(t, device=x.device).reshape(-1)
             t = self._times(t if len(t) == 1 else expand_rows(t, rows), told)
         h = expand_rows(x, max(len(x), len(t))).contiguous(memory_format=torch.channels_last)
-        shifts = iter(deal_times(self, t, len(h)))
+        shifts = iter(deal_times(self.time_widths, t, len(h)))
 
         h = self.conv_in(h)
         skips = [h]

@@ -62,11 +62,20 @@ def project_times(network: nn.Module, embedding: Tensor) -> Times:
     return Times(torch.cat([projection(active) for projection in timed(network)], dim=-1))
 
 
-def deal_times(network: nn.Module, times: Times, rows: int) -> tuple[Tensor, ...]:
+def time_widths(network: nn.Module) -> list[int]:
+    """How many columns of ``Times`` each residual block has, in the order in which they run."""
+    return [projection.out_features for projection in timed(network)]
+
+
+def deal_times(widths: list[int], times: Times, rows: int) -> tuple[Tensor, ...]:
     """For each residual block, as they run, its own columns.
+
+    Args:
+        widths: of a network's residual blocks; see ``time_widths``.
+        rows: of the conditions.
 
     Returns:
         [1 or ``rows``, C']; the first B rows are those of B pictures whose other rows are still shared.
     """
     shifts = times.shifts if len(times) == 1 else expand_rows(times.shifts, rows)
-    return torch.split(shifts, [projection.out_features for projection in timed(network)], dim=-1)
+    return torch.split(shifts, widths, dim=-1)

@@ -1,6 +1,7 @@
 """What a picture carries so that it can be drawn again."""
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -24,15 +25,23 @@ def recipe(model: Model, settled: Settled, seed: int, refiner: Model | None = No
         **({"loras": {str(a.wanted): {"sha256": a.sha256, "short": a.short} for a in model.adapters}}
            if model.adapters else {}),
         **({TINY: {"name": tiny[0], "sha256": tiny[1]()}} if tiny is not None else {}),
-        "versions": {
-            "sfumato": VERSION, "torch": torch.__version__, "python": platform.python_version(),
-            "tokenizers": version("tokenizers"), "safetensors": version("safetensors"),
-        },
+        "versions": dict(versions()),
         "device": torch.cuda.get_device_name(model.device) if gpu else model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "size": [request.width, request.height],
         "seed": seed,
     }
+
+
+@cache  # a package's version is read from its files
+def versions() -> dict[str, str]:
+    """Of what pixels depend on."""
+    import torch
+
+    return {
+        "sfumato": VERSION, "torch": torch.__version__, "python": platform.python_version(),
+        "tokenizers": version("tokenizers"), "safetensors": version("safetensors"),
+    }  # fmt: skip
 
 
 def identity(model: Model) -> dict[str, Any]:

@@ -25,8 +25,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -107,16 +109,19 @@ inline Vec gelu(Vec x) {
 constexpr int64_t kDepth = 24576 / (4 * kPanel);  // of one pass: 24 KB of the weights, which stay in the first-level cache
 
 // c[R][kPanel] (+)= a[R][depth] b[depth][kPanel]; the rows of a are `stride` elements apart. T is float, or int32_t that
-// stands for four bytes, along the depth.
+// stands for four bytes, along the depth; then the sums of row r are multiplied by scale[r * apart].
 template <int R, class T>
-void micro(const T* a, int64_t stride, const T* b, int64_t depth, T* c, bool add) {
+void micro(const T* a, int64_t stride, const T* b, int64_t depth, float* c, bool add, const float* scale, int64_t apart) {
   using Lanes = decltype(load(b));
+  constexpr bool exact = std::is_same_v<T, float>;
   Lanes sum[R][2];
 #pragma GCC unroll 12
-  for (int r = 0; r < R; r++) {
-    sum[r][0] = add ? load(c + r * kPanel) : Lanes{};
-    sum[r][1] = add ? load(c + r * kPanel + kWidth) : Lanes{};
-  }
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < 2; i++) {
+      sum[r][i] = Lanes{};
+      if constexpr (exact)
+        if (add) sum[r][i] = load(c + r * kPanel + i * kWidth);
+    }
   for (int64_t k = 0; k < depth; k++, b += kPanel) {
     const Lanes b0 = load(b), b1 = load(b + kWidth);
 #pragma GCC unroll 12
@@ -127,27 +132,36 @@ void micro(const T* a, int64_t stride, const T* b, int64_t depth, T* c, bool add
     }
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < R; r++) {
-    store(c + r * kPanel, sum[r][0]);
-    store(c + r * kPanel + kWidth, sum[r][1]);
-  }
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < 2; i++) {
+      float* to = c + r * kPanel + i * kWidth;
+      if constexpr (exact) {
+        store(to, sum[r][i]);
+      } else {
+        const Vec v = __builtin_convertvector(sum[r][i], Vec) * splat(scale[r * apart]);
+        store(to, add ? load(to) + v : v);
+      }
+    }
 }
 
 template <int R, class T>
-void micro(int64_t rows, const T* a, int64_t stride, const T* b, int64_t depth, T* c, bool add) {
-  if (rows == R) return micro<R>(a, stride, b, depth, c, add);
-  if constexpr (R > 1) micro<R - 1>(rows, a, stride, b, depth, c, add);
+void micro(int64_t rows, const T* a, int64_t stride, const T* b, int64_t depth, float* c, bool add, const float* scale,
+           int64_t apart) {
+  if (rows == R) return micro<R>(a, stride, b, depth, c, add, scale, apart);
+  if constexpr (R > 1) micro<R - 1>(rows, a, stride, b, depth, c, add, scale, apart);
 }
 
-// c[rows][kPanel] = a[rows][depth] b[depth][kPanel], in passes of like depth and groups of like height.
+// c[rows][kPanel] (+)= a[rows][depth] b[depth][kPanel], in passes of like depth and groups of like height.
 template <class T>
-void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, T* c) {
+void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, float* c, bool add = false,
+              const float* scale = nullptr, int64_t apart = 0) {
   const int64_t passes = (depth + kDepth - 1) / kDepth, groups = (rows + kRows - 1) / kRows;
   for (int64_t p = 0; p < passes; p++) {
     const int64_t k = depth * p / passes, part = depth * (p + 1) / passes - k;
     for (int64_t g = 0; g < groups; g++) {
       const int64_t r = rows * g / groups, height = rows * (g + 1) / groups - r;
-      micro<kRows>(height, a + r * stride + k, stride, b + k * kPanel, part, c + r * kPanel, p > 0);
+      micro<kRows>(height, a + r * stride + k, stride, b + k * kPanel, part, c + r * kPanel, add || p > 0,
+                   scale + r * apart, apart);
     }
   }
 }
@@ -193,6 +207,13 @@ Tensor pack_linear(const Tensor& weight_) {
 constexpr int64_t kBlock = 16 * kRows;      // rows of one task
 constexpr int64_t kCache = int64_t(3) << 20;  // bytes a thread of what is prepared for one chunk of tasks
 
+// Floats on the heap that are not cleared.
+struct Room {
+  std::unique_ptr<float[]> kept;
+  float* at;
+  explicit Room(int64_t count) : kept(new float[count]), at(kept.get()) {}
+};
+
 // What is added to the rows of a product, and where they go: y[row][column].
 struct Output {
   float* y;
@@ -220,37 +241,27 @@ inline Vec load_some(const float* from, int64_t count) {
 struct Exact {
   const float* rows;
   int64_t depth;
+  Vec column_scale(int64_t) const { return splat(1.f); }
 };
 struct Scaled {
   const int32_t* rows;
-  int64_t depth, taps;         // of one tap, and how many there are
-  const float* scale;          // [row][tap]
-  const int32_t* zero;         // [row][tap]
-  const float* column_scale;   // [column], in whole panels
-  const int32_t* column_sum;   // [tap][column]
-  int64_t columns;             // in whole panels
+  int64_t depth, taps;        // of one tap, and how many there are
+  const float* scale;         // [row][tap]
+  const float* offset;        // [row][tap], - s z
+  const float* column_scales; // [column], in whole panels
+  const float* column_sums;   // [panel][tap][kPanel]
+  Vec column_scale(int64_t column) const { return load(column_scales + column); }
 };
 
-// to[count][kPanel] = rows from `first` on times panel p of the weights b.
+// to[count][kPanel] = rows from `first` on times panel p of the weights b, which its columns' scales are still to multiply.
 void panel_product(const Exact& a, int64_t first, int64_t count, const float* b, int64_t p, float* to) {
   multiply(a.rows + first * a.depth, a.depth, count, b + p * a.depth * kPanel, a.depth, to);
 }
 void panel_product(const Scaled& a, int64_t first, int64_t count, const int32_t* b, int64_t p, float* to) {
-  int32_t sums[kBlock * kPanel];
-  for (int64_t tap = 0; tap < a.taps; tap++) {
+  multiply(a.offset + first * a.taps, a.taps, count, a.column_sums + p * a.taps * kPanel, a.taps, to);
+  for (int64_t tap = 0; tap < a.taps; tap++)
     multiply(a.rows + (first * a.taps + tap) * a.depth, a.taps * a.depth, count, b + (p * a.taps + tap) * a.depth * kPanel,
-             a.depth, sums);
-    for (int64_t j = 0; j < kPanel; j += kWidth) {
-      const Vec column_scale = load(a.column_scale + p * kPanel + j);
-      const IntVec column_sum = load(a.column_sum + tap * a.columns + p * kPanel + j);
-      for (int64_t r = 0; r < count; r++) {
-        const int64_t row = (first + r) * a.taps + tap, at = r * kPanel + j;
-        const Vec sum = __builtin_convertvector(load(sums + at) - a.zero[row] * column_sum, Vec);
-        const Vec v = sum * (column_scale * a.scale[row]);
-        store(to + at, tap ? load(to + at) + v : v);
-      }
-    }
-  }
+             a.depth, to, true, a.scale + first * a.taps + tap, a.taps);
 }
 
 // Rows [start, start + count) of a b + bias + shift + residual, where `a` begins with row `start`.
@@ -258,18 +269,18 @@ template <class Rows, class T>
 void product(const Rows& a, int64_t start, int64_t count, const T* b, const Output& out) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(out.columns);
   at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> sums(kBlock * kPanel);
+    const Room sums(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       // Blocks are the outer loop: the second-level cache holds one while its panels of weights pass by.
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
-      panel_product(a, first, rows, b, p, sums.data());
+      panel_product(a, first, rows, b, p, sums.at);
       for (int64_t j = 0; j < kPanel; j += kWidth) {
         const int64_t column = p * kPanel + j, valid = out.columns - column;
         if (valid <= 0) break;
-        const Vec bias = out.bias ? load_some(out.bias + column, valid) : Vec{};
+        const Vec bias = out.bias ? load_some(out.bias + column, valid) : Vec{}, scale = a.column_scale(column);
         for (int64_t r = 0; r < rows; r++) {
           const int64_t row = start + first + r, at = row * out.columns + column;
-          Vec v = load(sums.data() + r * kPanel + j) + bias;
+          Vec v = load(sums.at + r * kPanel + j) * scale + bias;
           if (out.shift) v += load_some(out.shift + row / out.area * out.columns + column, valid);
           if (out.residual) v += load_some(out.residual + at, valid);
           store_some(out.y + at, v, valid);
@@ -307,15 +318,16 @@ template <class Rows, class T>
 void gated(const Rows& a, int64_t count, const T* b, const float* bias, int64_t columns, float* y) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(columns);
   at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> values(kBlock * kPanel), gates(kBlock * kPanel);
+    const Room values(kBlock * kPanel), gates(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
-      panel_product(a, first, rows, b, p, values.data());
-      panel_product(a, first, rows, b, P + p, gates.data());
+      panel_product(a, first, rows, b, p, values.at);
+      panel_product(a, first, rows, b, P + p, gates.at);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < kPanel; j += kWidth) {
           const int64_t column = p * kPanel + j;
-          Vec v = load(values.data() + r * kPanel + j), g = load(gates.data() + r * kPanel + j);
+          Vec v = load(values.at + r * kPanel + j) * a.column_scale(column);
+          Vec g = load(gates.at + r * kPanel + j) * a.column_scale(columns + column);
           if (bias) v += load(bias + column), g += load(bias + columns + column);
           store(y + (first + r) * columns + column, v * gelu(g));
         }
@@ -432,13 +444,13 @@ int64_t quads(int64_t depth) { return (depth + 3) / 4; }
 struct Coarse {
   int64_t depth, stride;  // in floats; in int32
   Tensor kept;            // on the heap without being cleared
-  int32_t *values, *zeros;
-  float* scales;
+  int32_t* values;
+  float *scales, *offsets;
   Coarse(const float* x, int64_t rows, int64_t depth) : depth(depth), stride(quads(depth)) {
     kept = at::empty({rows * (stride + 2)}, at::kInt);
     values = kept.mutable_data_ptr<int32_t>();
-    zeros = values + rows * stride;
-    scales = reinterpret_cast<float*>(zeros + rows);
+    scales = reinterpret_cast<float*>(values + rows * stride);
+    offsets = scales + rows;
     at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) set(r, x + r * depth);
     });
@@ -459,7 +471,7 @@ struct Coarse {
     const float scale = std::max((most - least) / 255, 1e-30f), inverse = 1 / scale;
     const float zero = std::floor(-least * inverse + 0.5f), shifted = zero + 0.5f;
     scales[row] = scale;
-    zeros[row] = static_cast<int32_t>(zero);
+    offsets[row] = -scale * zero;
     uint8_t* to = reinterpret_cast<uint8_t*>(values + row * stride);
     for (k = 0; k + kWidth <= depth; k += kWidth) {
       Vec v = load(x + k) * inverse + shifted;  // 0 or more: converting it rounds down
@@ -471,20 +483,19 @@ struct Coarse {
   }
 };
 
-// Weights of 8 bits as they are kept: [panels, taps * in / 4, kPanel, 4] read as int32, [columns] scales and
-// [taps, columns] sums over each tap; columns in whole panels.
+// Weights of 8 bits as they are kept: [panels, taps * in / 4, kPanel, 4] read as int32, [columns] scales in whole panels,
+// and [panels, taps, kPanel] sums over each tap.
 struct Weights8 {
-  const int32_t *packed, *sum;
-  const float* scale;
-  int64_t columns;
-  Weights8(const Tensor& packed_, const Tensor& scale_, const Tensor& sum_, int64_t depth, int64_t taps, int64_t wanted)
-      : columns(panels(wanted) * kPanel) {
+  const int32_t* packed;
+  const float *scale, *sum;
+  Weights8(const Tensor& packed_, const Tensor& scale_, const Tensor& sum_, int64_t depth, int64_t taps, int64_t wanted) {
     check_weights(packed_, taps * quads(depth), wanted);
+    const int64_t columns = panels(wanted) * kPanel;
     TORCH_CHECK(scale_.numel() == columns && sum_.numel() == taps * columns, "int8: scales for other weights");
-    packed = packed_.const_data_ptr<int32_t>(), sum = sum_.const_data_ptr<int32_t>();
-    scale = scale_.const_data_ptr<float>();
+    packed = packed_.const_data_ptr<int32_t>();
+    scale = scale_.const_data_ptr<float>(), sum = sum_.const_data_ptr<float>();
   }
-  Scaled rows(const Coarse& a) const { return {a.values, a.stride, 1, a.scales, a.zeros, scale, sum, columns}; }
+  Scaled rows(const Coarse& a) const { return {a.values, a.stride, 1, a.scales, a.offsets, scale, sum}; }
 };
 
 // [out, in] or [out, in, height, width] -> packed weights, scales, sums; nothing of the size of the weights is made beside.
@@ -494,11 +505,11 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight_) {
   const int64_t out = weight.size(0), in = weight.size(1), P = panels(out), Q = quads(in), columns = P * kPanel;
   const int64_t taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   Tensor packed = make_room({P, taps * Q, kPanel}, weight.options().dtype(at::kInt));
-  Tensor scale = make_room({columns}, weight.options()), sum = make_room({taps, columns}, weight.options().dtype(at::kInt));
+  Tensor scale = make_room({columns}, weight.options()), sum = make_room({P, taps, kPanel}, weight.options());
   const float* w = weight.const_data_ptr<float>();
   int8_t* to = reinterpret_cast<int8_t*>(packed.mutable_data_ptr<int32_t>());
   float* scales = scale.mutable_data_ptr<float>();
-  int32_t* sums = sum.mutable_data_ptr<int32_t>();
+  float* sums = sum.mutable_data_ptr<float>();
   at::parallel_for(0, P, 1, [&](int64_t begin, int64_t end) {
     for (int64_t column = begin * kPanel; column < std::min(end * kPanel, out); column++) {
       const float* from = w + column * in * taps;
@@ -507,11 +518,12 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight_) {
       const float step = std::max(most / 127, 1e-30f);
       scales[column] = step;
       for (int64_t tap = 0; tap < taps; tap++) {
-        int8_t* panel = to + ((column / kPanel * taps + tap) * Q * kPanel + column % kPanel) * 4;
+        const int64_t row = column / kPanel * taps + tap;
+        int8_t* panel = to + (row * Q * kPanel + column % kPanel) * 4;
         for (int64_t k = 0; k < in; k++) {
           const float q = std::nearbyint(from[k * taps + tap] / step);
           panel[k / 4 * kPanel * 4 + k % 4] = static_cast<int8_t>(q);
-          sums[tap * columns + column] += static_cast<int32_t>(q);
+          sums[row * kPanel + column % kPanel] += q;  // exact below 2^24
         }
       }
     }
@@ -562,16 +574,16 @@ Tensor convolution_int8(const Tensor& x, const Tensor& packed, const Tensor& sca
   }
   const int64_t chunk = all.chunk(4 * taps * (Q + 2));
   Tensor buffer = at::empty({chunk * taps * (Q + 2)}, x.options().dtype(at::kInt));
-  int32_t *patches = buffer.mutable_data_ptr<int32_t>(), *zeros = patches + chunk * taps * Q;
-  float* scales = reinterpret_cast<float*>(zeros + chunk * taps);
-  rows.rows = patches, rows.zero = zeros, rows.scale = scales, rows.taps = taps;
+  int32_t* patches = buffer.mutable_data_ptr<int32_t>();
+  float *scales = reinterpret_cast<float*>(patches + chunk * taps * Q), *offsets = scales + chunk * taps;
+  rows.rows = patches, rows.offset = offsets, rows.scale = scales, rows.taps = taps;
   for (int64_t start = 0; start < all.rows; start += chunk) {
     const int64_t count = std::min(chunk, all.rows - start);
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++)
         all.window.taps(start + r, [&](int64_t tap, int64_t from) {
           const int64_t at = r * taps + tap;
-          zeros[at] = from < 0 ? 0 : positions.zeros[from];
+          offsets[at] = from < 0 ? 0.f : positions.offsets[from];
           scales[at] = from < 0 ? 0.f : positions.scales[from];
           from < 0 ? std::fill_n(patches + at * Q, Q, 0) : std::copy_n(positions.values + from * Q, Q, patches + at * Q);
         });
@@ -759,12 +771,13 @@ void convolve(const Tensor& x, const float* weights, const float* bias, const fl
       }
     });
     at::parallel_for(0, P * blocks, 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> products(points * kBlock * kPanel);
+      const int64_t plane = std::min(kBlock, count) * kPanel + kWidth;  // of one point; the extra as above
+      const Room products(points * plane);
       for (int64_t task = begin; task < end; task++) {
         const int64_t p = task / blocks, first = task % blocks * kBlock, rows = std::min(kBlock, count - first);
         for (int64_t i = 0; i < points; i++)
           multiply(patches + i * stride + first * C, C, rows, weights + (p * points + i) * C * kPanel, C,
-                   products.data() + i * kBlock * kPanel);
+                   products.at + i * plane);
         for (int64_t t = 0; t < rows; t++) {
           int64_t n, y0, x0;
           tiling.find(start + first + t, n, y0, x0);
@@ -772,7 +785,7 @@ void convolve(const Tensor& x, const float* weights, const float* bias, const fl
             Vec b = bias ? load_some(bias + k, K - k) : Vec{};
             if (shift) b += load_some(shift + n * K + k, K - k);
             const int64_t offset = n * area * K + k;
-            scatter_tile<M>(products.data() + t * kPanel + (k - p * kPanel), kBlock * kPanel, tiling, y0, x0, b,
+            scatter_tile<M>(products.at + t * kPanel + (k - p * kPanel), plane, tiling, y0, x0, b,
                             residual ? residual + offset : nullptr, yp + offset, K, K - k);
           }
         }

@@ -18,14 +18,19 @@ _ops = torch.ops.sfumato
 
 
 class Packed(nn.Module):
-    """What all packed layers refuse."""
+    """What all packed layers keep, and what they refuse.
 
-    packed: Tensor
-    bias: Tensor | None
+    Attributes:
+        kept: the weights in the order in which the operator takes them; a buffer takes longer to look up.
+    """
 
-    def _keep(self, packed: Tensor, bias: Tensor | None) -> None:
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+    kept: tuple[Tensor | None, ...]
+
+    def _keep(self, packed: Tensor, bias: Tensor | None, **more: Tensor) -> None:
+        tensors = {"packed": packed, **more, "bias": None if bias is None else bias.detach()}
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.kept = tuple(tensors.values())
 
     def _save_to_state_dict(self, *arguments: Any, **options: Any) -> NoReturn:
         raise CheckpointError(
@@ -60,7 +65,7 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
-        y: Tensor = _ops.linear(x, self.packed, self.bias, residual, self.out_features)
+        y: Tensor = _ops.linear(x, *self.kept, residual, self.out_features)
         return y
 
 
@@ -74,7 +79,7 @@ class PackedGEGLU(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., inner]."""
-        y: Tensor = _ops.geglu(x, self.packed, self.bias, self.inner)
+        y: Tensor = _ops.geglu(x, *self.kept, self.inner)
         return y
 
 
@@ -90,7 +95,7 @@ class PackedConv2d(Packed):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
-        y: Tensor = _ops.convolution(x, self.packed, self.bias, shift, residual, self.out_channels, *self._shape)
+        y: Tensor = _ops.convolution(x, *self.kept, shift, residual, self.out_channels, *self._shape)
         return y
 
 
@@ -111,7 +116,7 @@ class WinogradConv2d(Packed):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
-        y: Tensor = _ops.winograd(x, self.packed, self.bias, shift, residual, self.out_channels)
+        y: Tensor = _ops.winograd(x, *self.kept, shift, residual, self.out_channels)
         return y
 
 
@@ -133,14 +138,9 @@ class FusedGroupNorm(layers.GroupNorm):
 class PackedInt8(Packed):
     """What packed layers of 8 bits keep: weights, and for each column its scale and the sums of its weights."""
 
-    scale: Tensor
-    sum: Tensor
-
     def _keep_int8(self, weight: Tensor, bias: Tensor | None) -> None:
         packed, scale, sums = _ops.pack_int8(weight.detach())
-        self._keep(packed, bias)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("sum", sums, persistent=False)
+        self._keep(packed, bias, scale=scale, sum=sums)
 
 
 class PackedInt8Linear(PackedInt8):
@@ -153,7 +153,7 @@ class PackedInt8Linear(PackedInt8):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
-        y: Tensor = _ops.linear_int8(x, self.packed, self.scale, self.sum, self.bias, residual, self.out_features)
+        y: Tensor = _ops.linear_int8(x, *self.kept, residual, self.out_features)
         return y
 
 
@@ -167,7 +167,7 @@ class PackedInt8GEGLU(PackedInt8):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., inner]."""
-        y: Tensor = _ops.geglu_int8(x, self.packed, self.scale, self.sum, self.bias, self.inner)
+        y: Tensor = _ops.geglu_int8(x, *self.kept, self.inner)
         return y
 
 
@@ -184,6 +184,6 @@ class PackedInt8Conv2d(PackedInt8):
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
         y: Tensor = _ops.convolution_int8(
-            x, self.packed, self.scale, self.sum, self.bias, shift, residual, self.out_channels, *self._shape
+            x, *self.kept, shift, residual, self.out_channels, *self._shape
         )
         return y

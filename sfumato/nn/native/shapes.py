@@ -40,9 +40,9 @@ def _pack_winograd(weight: Tensor, tile: int) -> Tensor:
 
 
 def _pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    taps, columns = weight.shape[2:].numel(), _panels(len(weight)) * panel()
-    packed = weight.new_empty(_panels(len(weight)), taps * -(-weight.shape[1] // 4), panel(), dtype=torch.int32)
-    return packed, weight.new_empty(columns), weight.new_empty(taps, columns, dtype=torch.int32)
+    taps, panels = weight.shape[2:].numel(), _panels(len(weight))
+    packed = weight.new_empty(panels, taps * -(-weight.shape[1] // 4), panel(), dtype=torch.int32)
+    return packed, weight.new_empty(panels * panel()), weight.new_empty(panels, taps, panel())
 
 
 def _rows(x: Tensor, *rest: object) -> Tensor:
