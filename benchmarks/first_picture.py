@@ -21,12 +21,15 @@ from benchmarks import peers
 from benchmarks.harness import Made, Process, Program, Subject, compare
 from benchmarks.options import options
 from benchmarks.report import machine, report
+from sfumato.checkpoints.hashes import file_hashes
 from sfumato.checkpoints.write import atomic_folder
 from sfumato.core.shipped import FOLDERS, SHIPPED
 from sfumato.families.load import find
 from sfumato.models.autoencoder import AutoencoderConfig
 
-PLACE = Path(gettempdir()) / "sfumato-benchmark-shipped-peer"
+UNET = FOLDERS[SHIPPED] / "unet" / "diffusion_pytorch_model.safetensors"
+PLACE = Path(gettempdir()) / f"sfumato-benchmark-shipped-peer-{file_hashes(UNET).autov2}"
+"""By the weights' hash: once trained anew, the model needs another peer."""
 PROMPT, STEPS, SCALE = "pizza", 25, 3.0
 VAE = AutoencoderConfig(
     block_out_channels=(16, 32, 96, 192), down_block_types=("DownEncoderBlock2D",) * 4,

@@ -33,13 +33,13 @@ def main(arguments: Sequence[str] = ()) -> None:
                 "diffusers": Process(peers.made_unet, config, size),
                 "diffusers compiled": Process(peers.made_unet, config, size, True),
                 "OpenVINO": Process(openvino_peer.made_unet, name, size),
-                "sfumato": Process(sfumato, name, size),
+                "sfumato": Process(sfumato, name, size, name == "sdxl"),
                 "sfumato balanced": Process(sfumato, name, size, True),
                 "OpenVINO int8": Process(openvino_peer.made_unet, name, size, True),
                 "sfumato int8": Process(sfumato, name, size, False, True),
             }
             if name == "sdxl":
-                del subjects["sfumato large"], subjects["OpenVINO int8"]
+                del subjects["sfumato balanced"], subjects["OpenVINO int8"]
             row = compare(
                 f"U-Net step, {peers.TITLES[name]}, {size} x {size}, 2 rows", chosen.of(subjects), chosen.turns,
                 work=peers.unet_work(config, size), rounds=chosen.rounds, lossy=LOSSY,
@@ -73,7 +73,7 @@ def sfumato(name: str, size: int, balanced: bool = False, int8: bool = False) ->
     with torch.inference_mode():
         conditioning = unet.prepare(told)
         times = unet.prepare_times(torch.tensor([float(asked.time)]), told)[0]
-    label = "sfumato int8" if int8 else "sfumato balanced" if balanced else "sfumato"
+    label = "sfumato int8" if int8 else "sfumato balanced" if balanced and name != "sdxl" else "sfumato"
     weights = f"weights {done.after / done.before:.2f} of plain, {done.winograd} transformed, {done.int8} in 8 bits"
     return lambda: unet(asked.x, times, conditioning), {label: done.why or weights}
 
