@@ -3,11 +3,11 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV   := .venv
 BIN    := $(VENV)/bin
-CODE   := sfumato tests $(wildcard benchmarks recipes/*.py)
+CODE   := sfumato tests $(wildcard benchmarks recipes/*.py hatch_build.py)
 # Threads inside one operation would fight with the test processes, and a sum's order, hence its bits, hangs on them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all lint bench clean
+.PHONY: install demo test test-all lint bench wheel clean
 
 install: $(VENV)/installed-dev
 
@@ -38,6 +38,11 @@ lint: install
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks
+
+# With the native kernels compiled, for the PyTorch of constraints.txt; plain `pip wheel .` leaves them to first use.
+wheel: install
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation -w dist .
+	@ls dist
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

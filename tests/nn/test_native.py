@@ -1,5 +1,6 @@
 """The native kernels against the plain layers, in float64 where the answer is to be exact."""
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
 from sfumato.nn.native import build
 from sfumato.nn.native.layers import WinogradConv2d
+from tests.conftest import ROOT
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.why())
 TINY = UNetConfig(
@@ -384,6 +386,45 @@ def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SFUMATO_NATIVE", "perhaps")
     with pytest.raises(ConfigError, match="SFUMATO_NATIVE"):
         build.build(source, tmp_path)
+
+
+def test_a_library_beside_its_source_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_processor", lambda: "sse2 good better best")
+    levels: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
+        "beyond": (frozenset({"best", "other"}), ()),
+        "high": (frozenset({"best"}), ()),
+        "low": (frozenset({"good"}), ()),
+    }
+    monkeypatch.setattr(build, "LEVELS", levels)
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("SFUMATO_NATIVE", "1")
+    source = tmp_path / "tiny.cpp"
+    source.write_text("one")
+    for level in levels:
+        (tmp_path / build.beforehand(source, level)).touch()
+    assert build.build(source, tmp_path / "cache").name.endswith("-high.so")
+    source.write_text("two")  # which they were not compiled from
+    with pytest.raises(build.BuildError, match="/nowhere/c\\+\\+"):
+        build.build(source, tmp_path / "cache")
+
+
+RUN = """
+import sys, torch
+from sfumato.nn.native import shapes
+torch.ops.load_library(sys.argv[1])
+x, weight = torch.randn(1, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.randn(32, 16, 3, 3)
+packed = torch.ops.sfumato.pack_winograd(weight, 4)
+y = torch.ops.sfumato.winograd(x, packed, None, None, None, 32)
+torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-3, rtol=1e-3)
+"""
+
+
+@pytest.mark.slow
+@needs_native
+def test_libraries_compiled_for_others_compute(tmp_path: Path) -> None:
+    for library, (needed, _) in zip(build.build_beforehand(tmp_path), build.LEVELS.values(), strict=True):
+        if needed <= set(build._processor().split()):
+            subprocess.run([sys.executable, "-c", RUN, str(library)], check=True, cwd=ROOT)
 
 
 def in_eight(layer: nn.Module) -> nn.Module:

@@ -1,7 +1,9 @@
 """Compiling ``kernels.cpp`` for this machine, once, and loading it.
 
 The library is compiled when it is first wanted, never on import, and kept in ``$XDG_CACHE_HOME/sfumato`` (else
-``~/.cache/sfumato``) under a name that stands for everything it depends on: source, PyTorch, compiler, processor.
+``~/.cache/sfumato``) under a name that stands for everything it depends on: source, PyTorch, compiler, processor. A
+wheel may bring libraries along, for ``LEVELS`` of instructions and one version of PyTorch: where one of them fits it is
+used, and no compiler is needed.
 """
 
 import fcntl
@@ -14,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +28,18 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _lock = threading.Lock()
 _outcome: str | None = None  # None: not tried yet; "": loaded; else why not
+_place = ""  # where the loaded library lies, in words
+
+LEVELS: Mapping[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    "avx512vnni": (
+        frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}),
+        ("-march=x86-64-v4", "-mavx512vnni"),
+    ),
+    "avx512": (frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}), ("-march=x86-64-v4",)),
+    "avx2": (frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"}), ("-march=x86-64-v3",)),
+}
+"""Of instructions, the best first: what a wheel's libraries are compiled for. By name what the processor must have, as
+/proc/cpuinfo tells it, and what the compiler is told."""
 
 
 class BuildError(Exception):
@@ -33,13 +48,15 @@ class BuildError(Exception):
 
 def available() -> bool:
     """Whether the native kernels can be used. The first call may compile them: 10 to 30 seconds, once a machine."""
-    global _outcome
+    global _outcome, _place
     with _lock:
         if _outcome is None:
             try:
-                torch.ops.load_library(build(SOURCE, cache_folder()))  # type: ignore[no-untyped-call]
+                library = build(SOURCE, cache_folder())
+                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
                 shapes.register()
                 _outcome = ""
+                _place = "compiled beforehand" if library.parent == SOURCE.parent else str(library.parent)
             except BuildError as problem:
                 _outcome = str(problem)
             except OSError as problem:
@@ -52,7 +69,7 @@ def available() -> bool:
 def why() -> str:
     """One line for `sfumato doctor`: whether the native kernels are used, and the reason."""
     if available():
-        return f"native kernels, {cache_folder()}"
+        return f"native kernels, {_place}"
     return f"plain PyTorch: {_outcome}"
 
 
@@ -83,7 +100,7 @@ def cache_folder() -> Path:
 
 
 def build(source: Path, folder: Path) -> Path:
-    """The compiled library, from ``folder`` if it is there already.
+    """The compiled library: one beside the source if it fits, or from ``folder``, made where it is not there yet.
 
     Any number of processes may ask at once: one compiles, the others wait for it. What appears under the final name
     is complete.
@@ -98,7 +115,11 @@ def build(source: Path, folder: Path) -> Path:
     if switch == "0":
         raise BuildError("turned off by SFUMATO_NATIVE=0")
     processor = _processor()
-    command = _command(_compiler())
+    for level, (needed, _) in LEVELS.items():
+        beside = source.with_name(beforehand(source, level))
+        if needed <= set(processor.split()) and beside.exists():
+            return beside
+    command = _command(_compiler(), ["-march=native" if _is_x86() else "-mcpu=native"])
     try:
         stamp = "\0".join([source.read_text(encoding="utf-8"), torch.__version__, *command, processor])
         library = folder / f"{source.stem}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.so"
@@ -113,6 +134,31 @@ def build(source: Path, folder: Path) -> Path:
     except OSError as problem:
         raise BuildError(f"nothing can be kept in {folder}: {problem}") from None
     return library
+
+
+def beforehand(source: Path, level: str) -> str:
+    """Name of the file of a library that is compiled for others: it fits this source and this version of PyTorch alone.
+
+    PyTorch's builds for CPUs and for GPUs are one and the same to it.
+    """
+    version = torch.__version__.partition("+")[0]
+    stamp = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    return f"{source.stem}-{stamp}-torch{version}-{level}.so"
+
+
+def build_beforehand(folder: Path) -> list[Path]:
+    """Compile a library for each of ``LEVELS``, for a wheel.
+
+    Raises:
+        BuildError: this is no x86-64 with Linux, or there is no compiler, or what it says.
+    """
+    if platform.system() != "Linux" or not _is_x86():
+        raise BuildError(f"libraries for others are compiled on x86-64 with Linux; this is {platform.platform()}")
+    compiler, made = _compiler(), []
+    for level, (_, flags) in LEVELS.items():
+        made.append(folder / beforehand(SOURCE, level))
+        _compile(_command(compiler, flags), SOURCE, made[-1])
+    return made
 
 
 def _compile(command: list[str], source: Path, library: Path) -> None:
@@ -137,12 +183,15 @@ def _compiler() -> str:
     raise BuildError("there is no C++ compiler (install g++ or clang++, or name one in CXX)")
 
 
-def _command(compiler: str) -> list[str]:
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def _command(compiler: str, instructions: Sequence[str]) -> list[str]:
     root = Path(torch.__file__).parent
-    x86 = platform.machine() in ("x86_64", "AMD64")
     return [
-        *shlex.split(compiler), "-std=c++20", "-O3", "-march=native" if x86 else "-mcpu=native", "-fopenmp",
-        "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        *shlex.split(compiler), "-std=c++20", "-O3", *instructions, "-fopenmp", "-fPIC", "-shared",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}", f"-L{root / 'lib'}",
     ]
 
