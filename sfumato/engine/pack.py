@@ -55,7 +55,7 @@ class Packing:
 
 def pack(
     network: nn.Module, growth: float = BALANCED, packed_now: Callable[[str], None] = lambda name: None,
-    int8: bool = False, shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    int8: bool = False, shapes: Mapping[str, Sequence[int]] = MappingProxyType({}), side: int = 64,
 ) -> Packing:
     """Replace convolutions, linear layers and normalisations of a network by native ones, in place.
 
@@ -72,6 +72,7 @@ def pack(
             in and out: not in the first and the last, nor where the text's keys and values are made. Without native
             kernels this is done in plain PyTorch, with the same result, and slower than float32.
         shapes: of the pictures [B, C, H, W] that convolutions will be given, by the layers' names, where that is known.
+        side: of the pictures that come out of the network, by which shapes are guessed where they are not known.
     """
     if growth < 0:
         raise ConfigError(f"growth = {growth}: must be 0 or more.")
@@ -85,7 +86,7 @@ def pack(
         return Packing(before=before, after=before, why=why)
     from sfumato.nn.native import layers as packed  # only now: its operators exist once the library is loaded
 
-    transformed = {} if int8 else _choose(network, growth * before, shapes)
+    transformed = {} if int8 else _choose(network, growth * before, shapes, side)
     network.eval().requires_grad_(False)
     places = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     twice = {module for module, count in places.items() if count > 1}
@@ -172,18 +173,22 @@ def _regular(layer: nn.Conv2d) -> bool:
     )
 
 
-def _choose(network: nn.Module, budget: float, shapes: Mapping[str, Sequence[int]]) -> dict[nn.Module, int]:
+def _choose(
+    network: nn.Module, budget: float, shapes: Mapping[str, Sequence[int]], side: int
+) -> dict[nn.Module, int]:
     """The convolutions whose weights are to be transformed and for which tile, within ``budget`` more bytes.
 
     A layer takes as long as its multiplications or as its weights' way from memory, whichever is more; where a byte
     saves the most time, it is spent first.
     """
     offers = []
+    last = getattr(network, "conv_out", None)
+    channels = last.in_channels if isinstance(last, nn.Conv2d) else 320
     for order, (name, m) in enumerate(network.named_modules()):
         if type(m) is Conv2d and _regular(m) and m.in_channels % 16 == 0 and (
             (m.kernel_size, m.stride, m.padding) == ((3, 3), (1, 1), (1, 1))
         ):
-            count, _, height, width = shapes.get(name) or _usual(m)
+            count, _, height, width = shapes.get(name) or _usual(m, side, channels)
             columns = -(-m.out_channels // 32) * 32  # panels may be as wide
             plain = 9 * max(count * height * width, 4 * BYTE)  # of each pair of channels
             takes = {2: 1.15, 4: 1.3}  # with the transforms of the pictures
@@ -205,10 +210,13 @@ def _choose(network: nn.Module, budget: float, shapes: Mapping[str, Sequence[int
     return chosen
 
 
-def _usual(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+def _usual(layer: nn.Conv2d, side: int, channels: int) -> tuple[int, int, int, int]:
     """The picture that a convolution gets, about, where nobody knows: a layer does not.
 
     In U-Nets and autoencoders the area falls as the square of the channels rises.
+
+    Args:
+        side, channels: of the largest picture.
     """
-    side = round(64 * 320 / (layer.in_channels * layer.out_channels) ** 0.5)
+    side = min(side, round(side * channels / layer.out_channels))
     return 2, layer.in_channels, side, side

@@ -119,11 +119,12 @@ def pack_parts(
     for name in names:
         network = what_is_packed(model, parts, name)
         if name == model.family.denoiser:
-            done.append(pack(network, growth, partial(packed_now, name), int8, shapes))
+            side = model.size // model.latent.factor
+            done.append(pack(network, growth, partial(packed_now, name), int8, shapes, side))
         else:
             # Its weights are few and its pictures large: there transformed weights cost little and gain most.
             most = FAST if growth > SMALL else SMALL
-            done.append(pack(network, most, partial(packed_now, name)))
+            done.append(pack(network, most, partial(packed_now, name), side=model.size))
     return done
 
 

@@ -284,6 +284,9 @@ def test_what_is_given_small_pictures_is_not_transformed() -> None:
 
     assert pack(layers(), FAST).winograd == 2
     assert pack(layers(), FAST, shapes={"0": (1, 256, 4, 4)}).winograd == 1
+    for side, tile in ((64, 4), (4, 2), (2, None)):
+        pack(network := layers(), FAST, side=side)
+        assert [getattr(layer, "tile", None) for layer in network] == [tile, tile]
     for points, tiles in ((7, [None, 2]), (14, [2, 2]), (34, [2, 4]), (54, [4, 4])):  # where a byte saves more first
         network = layers()
         growth = 1.001 * 4 * 256 * 256 * points / sum(p.nbytes for p in network.parameters())
