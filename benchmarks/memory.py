@@ -33,6 +33,9 @@ from sfumato.text import tokenizer
 WIDTHS = {"middle": ((160, 320, 640, 640), (64, 128, 256, 256)), "true": ((320, 640, 1280, 1280), (128, 256, 512, 512))}
 """Channels of U-Net and autoencoder."""
 
+PROGRAM = "sfumato.tasks.pipeline"
+"""What a process imports that draws."""
+
 LIMIT = 0.15
 """How far a prediction may be from what is measured."""
 
@@ -104,7 +107,7 @@ def draw(source: str, case: Case) -> dict[str, float]:
     seconds, peak = time.perf_counter() - begin, status("VmHWM")
     own, mapped = status("RssAnon"), status("RssFile")
     before = open_model(source, device="cpu", asleep=True)  # predicted as it is before anything is read or packed
-    found = Forecaster(before, request, rates(model.device, model.dtype), packs=True).forecast(case.holding)
+    found = Forecaster(before, request, rates(model.device, model.dtype, PROGRAM), packs=True).forecast(case.holding)
     return {"seconds": seconds, "peak": peak, "predicted": found.peak, "predicted_seconds": found.seconds,
             "own_at_end": own, "mapped_at_end": mapped}  # fmt: skip
 
@@ -113,7 +116,7 @@ def rows(cases: tuple[Case, ...], place: Path) -> Iterator[tuple[Case, dict[str,
     """Each case in a process of its own."""
     from sfumato.engine.rates import rates
 
-    rates(torch.device("cpu"), torch.float32)
+    rates(torch.device("cpu"), torch.float32, PROGRAM)
     for case in cases:
         folder = place / f"{case.model}-{case.stored}"
         if not folder.exists():

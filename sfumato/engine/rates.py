@@ -75,17 +75,18 @@ def known(device: torch.device, dtype: torch.dtype) -> Rates | None:
     return _read(cache_file()).get(machine(device, dtype))
 
 
-def rates(device: torch.device, dtype: torch.dtype, again: bool = False) -> Rates:
+def rates(device: torch.device, dtype: torch.dtype, program: str = __name__, again: bool = False) -> Rates:
     """Those of this machine; measured (10 to 30 seconds) where they are not known yet.
 
     Args:
+        program: module that a process imports to draw, since what it brings along takes memory too.
         again: measure even if they are known.
     """
     path = cache_file()
     found = known(device, dtype)
     if found is not None and not again:
         return found
-    command = [sys.executable, "-m", __name__, str(device), str(dtype).removeprefix("torch.")]
+    command = [sys.executable, "-m", __name__, str(device), str(dtype).removeprefix("torch."), program]
     threads = str(torch.get_num_threads())
     done = subprocess.run(
         command, capture_output=True, text=True, check=False,
@@ -135,10 +136,10 @@ def _read(path: Path) -> dict[str, Rates]:
         return {}
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Rates:
+def measure(device: torch.device, dtype: torch.dtype, program: str = __name__) -> Rates:
     """Measure in this process."""
     speeds = _speeds(device, dtype)  # its tensors are gone before memory is looked at
-    return from_dict(Rates, {**speeds, "process": _process(device)})
+    return from_dict(Rates, {**speeds, "process": _process(device, program)})
 
 
 @torch.inference_mode()
@@ -194,14 +195,14 @@ def _time(run: Callable[[], object], device: torch.device, seconds: float = 0.4)
     return min(found[1:])
 
 
-def _process(device: torch.device) -> int:
-    """Bytes that this process holds, with all that drawing imports, a tokenizer, and the outlines of networks.
+def _process(device: torch.device, program: str) -> int:
+    """Bytes that this process holds, with all that the program imports, a tokenizer, and the outlines of networks.
 
     What a GPU's driver takes is not counted.
     """
     if device.type != "cpu":
         return 0
-    import_module("sfumato.tasks.pipeline")
+    import_module(program)
     with outlines():
         held = tokenizer.builtin(), UNet(SD1), Autoencoder(SD_VAE), ClipText(CLIP_L)
     return_freed_memory()  # the measurement's own
@@ -243,4 +244,4 @@ def resident() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(torch.device(sys.argv[1]), getattr(torch, sys.argv[2])))))
+    print(json.dumps(asdict(measure(torch.device(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3]))))

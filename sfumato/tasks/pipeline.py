@@ -201,7 +201,7 @@ class Pipeline:
             again: measure this machine even if it is known.
         """
         self._adapt(request)
-        return self._forecaster(request, rates(self.model.device, self.model.dtype, again))
+        return self._forecaster(request, rates(self.model.device, self.model.dtype, __name__, again))
 
     def _forecaster(self, request: Request, speeds: Rates) -> Forecaster:
         return Forecaster(self.model, request, speeds, self.refiner, not self.is_ready, self.int8)

@@ -262,4 +262,4 @@ def test_rates_are_what_the_pipeline_asks_for(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(pipelines, "rates", told)
     pipe = sfumato.load(str(folder), device="cpu", optimize=False)
     pipe.forecaster(REQUEST, again=True)
-    assert asked == [(pipe.model.device, pipe.model.dtype, True)]
+    assert asked == [(pipe.model.device, pipe.model.dtype, pipelines.__name__, True)]
