@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.nn.native import training
+
 Tap = Callable[[Tensor, Tensor, str], None]
 """Is told queries [B, heads, N, d], keys [B, heads, L, d] and the name of the place that attends."""
 
@@ -44,6 +46,12 @@ def attend(
         tap(q, k, name)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return _wide(q, k, v, mask, causal, scale)
+    return _attend(q, k, v, mask, causal, scale)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    if mask is None and not causal and training.learns(q, k, v):
+        return training.attention(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
@@ -52,7 +60,4 @@ def _wide(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     with torch.autocast("cpu", enabled=False):
         if mask is not None and mask.is_floating_point():
             mask = mask.float()
-        y = F.scaled_dot_product_attention(
-            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal, scale=scale
-        )
-    return y.to(v.dtype)
+        return _attend(q.float(), k.float(), v.float(), mask, causal, scale).to(v.dtype)

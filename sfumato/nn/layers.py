@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn.native import training
+
 
 class Conv2d(nn.Conv2d):
     """A convolution, and what is added to its result."""
@@ -23,7 +25,7 @@ class Conv2d(nn.Conv2d):
             shift: [B or 1, C'], added to every position (a time embedding).
             residual: [B, C', H', W'].
         """
-        y = super().forward(x)
+        y = training.convolution(self, x) if training.convolves(self, x) else super().forward(x)
         if shift is not None:
             y = y + shift[:, :, None, None]
         return y if residual is None else residual + y
@@ -60,7 +62,10 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., inner]."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        both = self.proj(x)
+        if training.learns(both):
+            return training.gated_gelu(both)
+        value, gate = both.chunk(2, dim=-1)
         gated: Tensor = value * F.gelu(gate)
         return gated
 
@@ -74,7 +79,8 @@ class TanhGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., inner]."""
-        return F.gelu(self.proj(x), approximate="tanh")
+        y = self.proj(x)
+        return training.gelu_tanh(y) if training.learns(y) else F.gelu(y, approximate="tanh")
 
 
 class ModulatedNorm(nn.Module):

@@ -1,7 +1,8 @@
-"""Native kernels, float32 and int8, for inference on CPUs, and the layers that use them.
+"""Native kernels, float32 and int8, for CPUs, and the layers that use them.
 
-``available()`` says whether they can be used here and ``why()`` in words; ``sfumato.engine.pack`` puts them into a
-network. Where they cannot be used a network stays as it is, in plain PyTorch, with the same result.
+``available()`` says whether they can be used here and ``why()`` in words. For inference ``sfumato.engine.pack`` puts
+them into a network; in training its layers ask for them (``training``). Where they cannot be used a network stays as it
+is, in plain PyTorch, with the same result.
 """
 
 from sfumato.nn.native.build import available, why, why_half, why_int8

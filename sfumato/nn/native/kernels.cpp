@@ -1,4 +1,4 @@
-// Fused kernels for inference on CPUs: float32, and int8 products of float32 pictures.
+// Fused kernels for CPUs: float32, and int8 products of float32 pictures. For inference, on packed weights:
 //
 //   linear       matrix product, + bias + residual
 //   geglu        matrix product, + bias, one half gated by the other
@@ -6,6 +6,13 @@
 //   winograd     the same for kernels of 3x3 with stride 1 and padding 1, by fewer multiplications
 //   group_norm   group normalisation, + SiLU
 //   linear_int8, geglu_int8, convolution_int8: the first three with weights and rows of 8 bits
+//
+// For training, each with its derivative:
+//
+//   winograd_convolution  by weights as they are, and the gradients of both
+//   attention    softmax(q k^T) v, without the matrix of all queries and keys
+//   gelu_tanh    GELU by its tanh formula
+//   gated_gelu   one half gated by the other
 //
 // Pictures are [B, C, H, W] in channels-last memory, so that the innermost loop always runs over channels. Weights are
 // packed once into panels of kPanel output columns, [panel][depth][kPanel], which the matrix product reads front to back.
@@ -91,8 +98,8 @@ inline Vec exp(Vec x) {
 
 inline Vec silu(Vec x) { return x / (1.f + exp(-x)); }
 
-// x Phi(x), the error function by Abramowitz and Stegun 7.1.26: |error| <= 1.5e-7.
-inline Vec gelu(Vec x) {
+// Phi(x), the error function by Abramowitz and Stegun 7.1.26: |error| <= 1.5e-7; and e^(-x^2 / 2).
+inline Vec normal(Vec x, Vec& bell) {
   const Vec z = (x < 0.f ? -x : x) * 0.70710678f;
   const Vec t = 1.f / (1.f + 0.3275911f * z);
   Vec p = splat(1.061405429f);
@@ -100,68 +107,77 @@ inline Vec gelu(Vec x) {
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  const Vec tail = 0.5f * p * t * exp(-z * z);  // 1 - Phi(|x|)
-  return x * (x < 0.f ? tail : 1.f - tail);
+  bell = exp(-z * z);
+  const Vec tail = 0.5f * p * t * bell;  // 1 - Phi(|x|)
+  return x < 0.f ? tail : 1.f - tail;
+}
+
+inline Vec gelu(Vec x) {
+  Vec bell;
+  return x * normal(x, bell);
 }
 
 // ---------------------------------------------------------------------------------------------- matrix product
 
 constexpr int64_t kDepth = 24576 / (4 * kPanel);  // of one pass: 24 KB of the weights, which stay in the first-level cache
 
-// c[R][kPanel] (+)= a[R][depth] b[depth][kPanel]; the rows of a are `stride` elements apart. T is float, or int32_t that
-// stands for four bytes, along the depth; then the sums of row r are multiplied by scale[r * apart].
-template <int R, class T>
-void micro(const T* a, int64_t stride, const T* b, int64_t depth, float* c, bool add, const float* scale, int64_t apart) {
+// c[R][W registers] (+)= a[R][depth] b[depth][W registers]; the rows of a are `stride` elements apart, its columns `step`.
+// T is float, or int32_t that stands for four bytes, along the depth; then the sums of row r are multiplied by
+// scale[r * apart].
+template <int R, int W, class T>
+void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add, const float* scale,
+           int64_t apart) {
   using Lanes = decltype(load(b));
   constexpr bool exact = std::is_same_v<T, float>;
-  Lanes sum[R][2];
+  Lanes sum[R][W];
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++)
-    for (int i = 0; i < 2; i++) {
-      sum[r][i] = Lanes{};
+    for (int w = 0; w < W; w++) {
+      sum[r][w] = Lanes{};
       if constexpr (exact)
-        if (add) sum[r][i] = load(c + r * kPanel + i * kWidth);
+        if (add) sum[r][w] = load(c + (r * W + w) * kWidth);
     }
-  for (int64_t k = 0; k < depth; k++, b += kPanel) {
-    const Lanes b0 = load(b), b1 = load(b + kWidth);
+  for (int64_t k = 0; k < depth; k++, a += step, b += W * kWidth) {
+    Lanes bw[W];
+    for (int w = 0; w < W; w++) bw[w] = load(b + w * kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
-      const Lanes ar = splat(a[r * stride + k]);
-      sum[r][0] = dot(sum[r][0], ar, b0);
-      sum[r][1] = dot(sum[r][1], ar, b1);
+      const Lanes ar = splat(a[r * stride]);
+      for (int w = 0; w < W; w++) sum[r][w] = dot(sum[r][w], ar, bw[w]);
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++)
-    for (int i = 0; i < 2; i++) {
-      float* to = c + r * kPanel + i * kWidth;
+    for (int w = 0; w < W; w++) {
+      float* to = c + (r * W + w) * kWidth;
       if constexpr (exact) {
-        store(to, sum[r][i]);
+        store(to, sum[r][w]);
       } else {
-        const Vec v = __builtin_convertvector(sum[r][i], Vec) * splat(scale[r * apart]);
+        const Vec v = __builtin_convertvector(sum[r][w], Vec) * splat(scale[r * apart]);
         store(to, add ? load(to) + v : v);
       }
     }
 }
 
-template <int R, class T>
-void micro(int64_t rows, const T* a, int64_t stride, const T* b, int64_t depth, float* c, bool add, const float* scale,
-           int64_t apart) {
-  if (rows == R) return micro<R>(a, stride, b, depth, c, add, scale, apart);
-  if constexpr (R > 1) micro<R - 1>(rows, a, stride, b, depth, c, add, scale, apart);
+template <int R, int W, class T>
+void micro(int64_t rows, const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add,
+           const float* scale, int64_t apart) {
+  if (rows == R) return micro<R, W>(a, stride, step, b, depth, c, add, scale, apart);
+  if constexpr (R > 1) micro<R - 1, W>(rows, a, stride, step, b, depth, c, add, scale, apart);
 }
 
-// c[rows][kPanel] (+)= a[rows][depth] b[depth][kPanel], in passes of like depth and groups of like height.
-template <class T>
+// c[rows][W registers] (+)= a[rows][depth] b[depth][W registers], in passes of like depth and groups of like height.
+template <int W = 2, class T>
 void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, float* c, bool add = false,
-              const float* scale = nullptr, int64_t apart = 0) {
+              int64_t step = 1, const float* scale = nullptr, int64_t apart = 0) {
+  constexpr int64_t width = W * kWidth;
   const int64_t passes = (depth + kDepth - 1) / kDepth, groups = (rows + kRows - 1) / kRows;
   for (int64_t p = 0; p < passes; p++) {
     const int64_t k = depth * p / passes, part = depth * (p + 1) / passes - k;
     for (int64_t g = 0; g < groups; g++) {
       const int64_t r = rows * g / groups, height = rows * (g + 1) / groups - r;
-      micro<kRows>(height, a + r * stride + k, stride, b + k * kPanel, part, c + r * kPanel, add || p > 0,
-                   scale + r * apart, apart);
+      micro<kRows, W>(height, a + r * stride + k * step, stride, step, b + k * width, part, c + r * width, add || p > 0,
+                      scale + r * apart, apart);
     }
   }
 }
@@ -261,7 +277,7 @@ void panel_product(const Scaled& a, int64_t first, int64_t count, const int32_t*
   multiply(a.offset + first * a.taps, a.taps, count, a.column_sums + p * a.taps * kPanel, a.taps, to);
   for (int64_t tap = 0; tap < a.taps; tap++)
     multiply(a.rows + (first * a.taps + tap) * a.depth, a.taps * a.depth, count, b + (p * a.taps + tap) * a.depth * kPanel,
-             a.depth, to, true, a.scale + first * a.taps + tap, a.taps);
+             a.depth, to, true, 1, a.scale + first * a.taps + tap, a.taps);
 }
 
 // Rows [start, start + count) of a b + bias + shift + residual, where `a` begins with row `start`.
@@ -628,6 +644,16 @@ struct Transform<4> {
     o[2] = s1 + 4.f * s2;
     o[3] = d1 + 8.f * d2 + m[5];
   }
+  // One dimension of A o.
+  static void spread(const Vec o[4], Vec m[6]) {
+    const Vec even = o[0] + o[2], odd = o[1] + o[3], far_even = o[0] + 4.f * o[2], far_odd = 2.f * o[1] + 8.f * o[3];
+    m[0] = o[0];
+    m[1] = even + odd;
+    m[2] = even - odd;
+    m[3] = far_even + far_odd;
+    m[4] = far_even - far_odd;
+    m[5] = o[3];
+  }
 };
 
 template <>
@@ -645,39 +671,62 @@ struct Transform<2> {
   }
 };
 
-// [K, C, 3, 3] -> [panels, points, C, kPanel], G g G^T in double precision, the last panel filled up with zeros.
+// Kernels of 3 x 3 from C to K channels, in any memory order.
+struct Kernels {
+  float* w;
+  int64_t K, C, of_k, of_c, of_y, of_x;
+  explicit Kernels(const Tensor& weight)
+      : w(const_cast<float*>(weight.const_data_ptr<float>())), K(weight.size(0)), C(weight.size(1)), of_k(weight.stride(0)),
+        of_c(weight.stride(1)), of_y(weight.stride(2)), of_x(weight.stride(3)) {}
+  float* at(int64_t k, int64_t c, int64_t y, int64_t x) const { return w + k * of_k + c * of_c + y * of_y + x * of_x; }
+  // Those that take the gradient back: from K to C channels, upside down.
+  Kernels turned() const {
+    Kernels t = *this;
+    std::swap(t.K, t.C), std::swap(t.of_k, t.of_c);
+    t.w += 2 * (of_y + of_x), t.of_y = -of_y, t.of_x = -of_x;
+    return t;
+  }
+};
+
+// -> [panels, points, C, kPanel], G g G^T, the last panel filled up with zeros.
 template <int M>
-Tensor transform_weight(const Tensor& weight) {
+void transform_weight(const Kernels& weight, Tensor& packed) {
   constexpr int Q = M + 2;
   constexpr auto& G = Transform<M>::G;
-  const int64_t K = weight.size(0), C = weight.size(1), P = panels(K);
-  Tensor packed = make_room({P, Q * Q, C, kPanel}, weight.options());
-  const float* w = weight.const_data_ptr<float>();
+  const int64_t K = weight.K, C = weight.C, P = panels(K);
   float* to = packed.mutable_data_ptr<float>();
   at::parallel_for(0, P * C, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t p = i / C, c = i % C;
-      for (int64_t j = 0; j < kPanel; j++) {
-        const int64_t k = p * kPanel + j;
-        const float* g = w + (k * C + c) * 9;
-        double half[Q][3] = {};
-        if (k < K)
+      for (int64_t k = p * kPanel; k < (p + 1) * kPanel; k += kWidth) {
+        const int64_t lanes = std::clamp<int64_t>(K - k, 0, kWidth);
+        Vec half[Q][3];
+        for (int x = 0; x < 3; x++) {
+          Vec g[3] = {};
+          for (int y = 0; y < 3; y++) {
+            const float* from = weight.at(k, c, y, x);
+            if (weight.of_k == 1) g[y] = load_some(from, lanes);
+            else for (int64_t j = 0; j < lanes; j++) g[y][j] = from[j * weight.of_k];
+          }
           for (int a = 0; a < Q; a++)
-            for (int s = 0; s < 3; s++) half[a][s] = G[a][0] * g[s] + G[a][1] * g[3 + s] + G[a][2] * g[6 + s];
+            half[a][x] = float(G[a][0]) * g[0] + float(G[a][1]) * g[1] + float(G[a][2]) * g[2];
+        }
         for (int a = 0; a < Q; a++)
           for (int b = 0; b < Q; b++)
-            to[((p * Q * Q + a * Q + b) * C + c) * kPanel + j] =
-                static_cast<float>(half[a][0] * G[b][0] + half[a][1] * G[b][1] + half[a][2] * G[b][2]);
+            store(to + ((p * Q * Q + a * Q + b) * C + c) * kPanel + k % kPanel,
+                  float(G[b][0]) * half[a][0] + float(G[b][1]) * half[a][1] + float(G[b][2]) * half[a][2]);
       }
     }
   });
-  return packed;
 }
 
 Tensor pack_winograd(const Tensor& weight, int64_t tile) {
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3, "winograd: weights must be 3x3");
   TORCH_CHECK(tile == 2 || tile == 4, "winograd: tiles of 2 or 4, not ", tile);
-  return tile == 4 ? transform_weight<4>(weight.contiguous()) : transform_weight<2>(weight.contiguous());
+  const Kernels kernels(weight);
+  Tensor packed = make_room({panels(kernels.K), (tile + 2) * (tile + 2), kernels.C, kPanel}, weight.options());
+  tile == 4 ? transform_weight<4>(kernels, packed) : transform_weight<2>(kernels, packed);
+  return packed;
 }
 
 // Where the tiles of a batch of pictures lie.
@@ -811,6 +860,91 @@ Tensor winograd(const Tensor& x_, const Tensor& packed, const Maybe& bias, const
   return y;
 }
 
+// conv(x) + bias with weights that change in every step; or, turned, the gradient of x from that of the result.
+Tensor winograd_convolution(const Tensor& x, const Tensor& weight, const Maybe& bias, bool turned) {
+  const Kernels kernels = turned ? Kernels(weight).turned() : Kernels(weight);
+  Tensor packed = at::empty({panels(kernels.K), 36, kernels.C, kPanel}, weight.options());
+  transform_weight<4>(kernels, packed);
+  return winograd(x, packed, bias, {}, {}, kernels.K);
+}
+
+// The gradient of 3 x 3 weights from that of the result, g: G^T [(A g A^T) * (B^T d B)] G, summed over the tiles, which
+// is the transpose of the above. `like` are the weights.
+Tensor winograd_weight(const Tensor& g_, const Tensor& x_, const Tensor& like) {
+  constexpr int M = 4, Q = M + 2, points = Q * Q;
+  constexpr auto& G = Transform<M>::G;
+  const auto layout = at::MemoryFormat::ChannelsLast;
+  const Tensor x = x_.contiguous(layout), g = g_.contiguous(layout);
+  Tensor gradient = at::empty_like(like);
+  const Kernels kernels(gradient);
+  const int64_t K = kernels.K, C = kernels.C, P = panels(K);
+  TORCH_CHECK(C % kWidth == 0, "winograd: the input's channels must be a multiple of ", kWidth);
+  const Tiling tiling(x.size(2), x.size(3), M);
+  const int64_t tiles = x.size(0) * tiling.down * tiling.across, area = tiling.H * tiling.W;
+  const float *xp = x.const_data_ptr<float>(), *gp = g.const_data_ptr<float>();
+
+  // Chunks are the same for any number of threads, and so are the sums.
+  const int64_t chunk = std::min(tiles, std::clamp<int64_t>(kCache / (points * (C + P * kPanel) * 4), 48, 1024));
+  const int64_t stride = chunk * C + kWidth, width = chunk * kPanel + kWidth;
+  Tensor buffer = at::empty({points * (stride + P * width + P * C * kPanel)}, x.options());
+  float *patches = buffer.mutable_data_ptr<float>(), *spread = patches + points * stride;
+  float* sums = spread + points * P * width;
+  for (int64_t start = 0; start < tiles; start += chunk) {
+    const int64_t count = std::min(chunk, tiles - start);
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        int64_t n, y0, x0;
+        tiling.find(start + t, n, y0, x0);
+        gather_tile<M>(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
+        for (int64_t k = 0; k < P * kPanel; k += kWidth) {
+          Vec half[M][Q];
+          for (int i = 0; i < M; i++) {
+            Vec o[M];
+            for (int j = 0; j < M; j++) {
+              const bool inside = y0 + i < tiling.H && x0 + j < tiling.W && k < K;
+              o[j] = inside ? load_some(gp + (n * area + (y0 + i) * tiling.W + x0 + j) * K + k, K - k) : Vec{};
+            }
+            Transform<M>::spread(o, half[i]);
+          }
+          for (int j = 0; j < Q; j++) {
+            Vec o[M], m[Q];
+            for (int i = 0; i < M; i++) o[i] = half[i][j];
+            Transform<M>::spread(o, m);
+            for (int i = 0; i < Q; i++)
+              store(spread + ((i * Q + j) * P + k / kPanel) * width + t * kPanel + k % kPanel, m[i]);
+          }
+        }
+      }
+    });
+    at::parallel_for(0, points * P, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++)
+        multiply(patches + task / P * stride, 1, C, spread + task * width, count, sums + task * C * kPanel, start > 0, C);
+    });
+  }
+
+  at::parallel_for(0, P * C, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t p = task / C, c = task % C;
+      for (int64_t k = p * kPanel; k < std::min(K, (p + 1) * kPanel); k += kWidth) {
+        Vec half[3][Q] = {};
+        for (int i = 0; i < Q; i++)
+          for (int j = 0; j < Q; j++) {
+            const Vec u = load(sums + (((i * Q + j) * P + p) * C + c) * kPanel + k % kPanel);
+            for (int y = 0; y < 3; y++) half[y][j] += float(G[i][y]) * u;
+          }
+        for (int y = 0; y < 3; y++)
+          for (int x = 0; x < 3; x++) {
+            Vec sum{};
+            for (int j = 0; j < Q; j++) sum += float(G[j][x]) * half[y][j];
+            float* to = kernels.at(k, c, y, x);
+            for (int64_t j = 0; j < std::min<int64_t>(kWidth, K - k); j++) to[j * kernels.of_k] = sum[j];
+          }
+      }
+    }
+  });
+  return gradient;
+}
+
 // -------------------------------------------------------------------------------------------------- group norm
 
 // Wu and He, "Group normalization" (2018), on [B, C, H, W]; biased variance, as PyTorch has it.
@@ -878,6 +1012,256 @@ Tensor group_norm(const Tensor& x_, int64_t groups, const Tensor& weight, const 
   return y;
 }
 
+// --------------------------------------------------------------------------------------------------- attention
+//
+// Dao et al., "FlashAttention" (2022): tiles of queries by keys, that stay in the cache. What is a whole panel wide is
+// never the channels of a head, which may be few: queries on the way in, keys on the way back.
+
+// [B, heads, N, d], whose channels lie side by side: one head's tokens are `token` elements apart.
+struct Heads {
+  Tensor kept;
+  float* data;
+  int64_t batch, head, token;
+  explicit Heads(const Tensor& x) : kept(x.stride(-1) == 1 ? x : x.contiguous()) {
+    data = const_cast<float*>(kept.const_data_ptr<float>());
+    batch = kept.stride(0), head = kept.stride(1), token = kept.stride(2);
+  }
+  float* of(int64_t b, int64_t h) const { return data + b * batch + h * head; }
+  // The like of x as [B, N, heads, d] in memory, so that joining the heads is a view.
+  static Heads like(const Tensor& x) {
+    return Heads(at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options()).transpose(1, 2));
+  }
+};
+
+// Turns `count` rows of d, `stride` apart, into to[d][kPanel], times a factor, the rest filled up with zeros; and back.
+void turn(const float* from, int64_t stride, int64_t count, int64_t d, float factor, float* to) {
+  std::fill_n(to, d * kPanel, 0.f);
+  for (int64_t j = 0; j < count; j++)
+    for (int64_t e = 0; e < d; e++) to[e * kPanel + j] = factor * from[j * stride + e];
+}
+void turn_back(const float* from, int64_t stride, int64_t count, int64_t d, float factor, float* to) {
+  for (int64_t j = 0; j < count; j++)
+    for (int64_t e = 0; e < d; e++) to[j * stride + e] = factor * from[e * kPanel + j];
+}
+
+constexpr int64_t kTile = 4 * 12;  // rows of a tile
+
+// softmax(q k^T scale) v, and of each query the logarithm of its sum of exponentials, [B, heads, N].
+std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, double scale) {
+  const Heads q(q_), k(k_), v(v_), y = Heads::like(q_);
+  const int64_t B = q_.size(0), heads = q_.size(1), N = q_.size(2), L = k_.size(2), d = q_.size(3), P = panels(N);
+  TORCH_CHECK(k_.sizes() == v_.sizes() && k_.size(0) == B && k_.size(1) == heads && k_.size(3) == d && L > 0,
+              "attention: queries ", q_.sizes(), ", keys ", k_.sizes(), ", values ", v_.sizes());
+  Tensor logs = at::empty({B, heads, N}, q_.options());
+  float* lp = logs.mutable_data_ptr<float>();
+  at::parallel_for(0, B * heads * P, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> room((kTile + 2 * d) * kPanel);
+    float *scores = room.data(), *queries = scores + kTile * kPanel, *sum = queries + d * kPanel;
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t b = task / P / heads, h = task / P % heads, i = task % P * kPanel, count = std::min<int64_t>(kPanel, N - i);
+      const float *keys = k.of(b, h), *values = v.of(b, h);
+      turn(q.of(b, h) + i * q.token, q.token, count, d, static_cast<float>(scale), queries);
+      Vec most[2], total[2] = {};
+      for (Vec& m : most) m = splat(-INFINITY);
+      for (int64_t start = 0; start < L; start += kTile) {
+        const int64_t rows = std::min(kTile, L - start);
+        multiply(keys + start * k.token, k.token, rows, queries, d, scores);
+        for (int w = 0; w < 2; w++) {
+          float* s = scores + w * kWidth;
+          Vec m = most[w];
+          for (int64_t r = 0; r < rows; r++) {
+            const Vec x = load(s + r * kPanel);
+            m = x > m ? x : m;
+          }
+          const Vec factor = exp(most[w] - m);
+          total[w] *= factor, most[w] = m;
+          for (int64_t r = 0; r < rows; r++) {
+            const Vec p = exp(load(s + r * kPanel) - m);
+            store(s + r * kPanel, p);
+            total[w] += p;
+          }
+          for (int64_t e = 0; start && e < d; e++) {
+            float* at = sum + e * kPanel + w * kWidth;
+            store(at, factor * load(at));
+          }
+        }
+        multiply(values + start * v.token, 1, d, scores, rows, sum, start > 0, v.token);
+      }
+      for (int w = 0; w < 2; w++)
+        for (int64_t e = 0; e < d; e++) {
+          float* at = sum + e * kPanel + w * kWidth;
+          store(at, load(at) / total[w]);
+        }
+      turn_back(sum, y.token, count, d, 1, y.of(b, h) + i * y.token);
+      for (int64_t j = 0; j < count; j++)
+        lp[(b * heads + h) * N + i + j] = most[j / kWidth][j % kWidth] + std::log(total[j / kWidth][j % kWidth]);
+    }
+  });
+  return {y.kept, logs};
+}
+
+// Where the gradients of one head go: dq[N][d] += s[rows][kPanel] k[kPanel][d], in panels of W registers of d.
+template <int W>
+struct Queries {
+  static constexpr int64_t kLanes = W * kWidth;
+  int64_t N, d, P;
+  std::vector<float> sums, keys;
+  Queries(int64_t N, int64_t d)
+      : N(N), d(d), P((d + kLanes - 1) / kLanes), sums(P * N * kLanes), keys(P * kPanel * kLanes) {}
+  void take(const float* k, int64_t stride, int64_t count) {
+    std::fill(keys.begin(), keys.end(), 0.f);
+    for (int64_t j = 0; j < count; j++)
+      for (int64_t e = 0; e < d; e++) keys[(e / kLanes * kPanel + j) * kLanes + e % kLanes] = k[j * stride + e];
+  }
+  void add(const float* s, int64_t start, int64_t rows, bool more) {
+    for (int64_t p = 0; p < P; p++)
+      multiply<W>(s, kPanel, rows, keys.data() + p * kPanel * kLanes, kPanel, sums.data() + (p * N + start) * kLanes, more);
+  }
+  void give(float* to, int64_t stride, float factor) const {
+    for (int64_t i = 0; i < N; i++)
+      for (int64_t e = 0; e < d; e++) to[i * stride + e] = factor * sums[(e / kLanes * N + i) * kLanes + e % kLanes];
+  }
+};
+
+// The gradients of one head, from g, that of its output y.
+template <int W>
+void attend_back(const float* g, const Heads& gs, const float* q, const Heads& qs, const float* k, const Heads& ks,
+                 const float* v, const Heads& vs, const float* y, const Heads& ys, const float* logs, int64_t N, int64_t L,
+                 int64_t d, float scale, float* dq, const Heads& dqs, float* dk, const Heads& dks, float* dv,
+                 const Heads& dvs) {
+  Queries<W> queries(N, d);
+  std::vector<float> room((2 * kTile + 4 * d) * kPanel), means(N);
+  float *p = room.data(), *s = p + kTile * kPanel, *keys = s + kTile * kPanel, *values = keys + d * kPanel;
+  float *key_sums = values + d * kPanel, *value_sums = key_sums + d * kPanel;
+  for (int64_t i = 0; i < N; i++)  // of the gradients of a query's weights: sum_j p_ij dp_ij = g_i . y_i
+    for (int64_t e = 0; e < d; e++) means[i] += g[i * gs.token + e] * y[i * ys.token + e];
+  for (int64_t j = 0; j < L; j += kPanel) {
+    const int64_t count = std::min<int64_t>(kPanel, L - j);
+    turn(k + j * ks.token, ks.token, count, d, scale, keys);
+    turn(v + j * vs.token, vs.token, count, d, 1, values);
+    queries.take(k + j * ks.token, ks.token, count);
+    for (int64_t start = 0; start < N; start += kTile) {
+      const int64_t rows = std::min(kTile, N - start);
+      const float *qi = q + start * qs.token, *gi = g + start * gs.token;
+      multiply(qi, qs.token, rows, keys, d, p);
+      multiply(gi, gs.token, rows, values, d, s);
+      for (int64_t r = 0; r < rows; r++) {
+        const Vec log = splat(logs[start + r]), mean = splat(means[start + r]);
+        for (int64_t at = r * kPanel; at < (r + 1) * kPanel; at += kWidth) {
+          const Vec weight = exp(load(p + at) - log);
+          store(p + at, weight);
+          store(s + at, weight * (load(s + at) - mean));
+        }
+      }
+      multiply(gi, 1, d, p, rows, value_sums, start > 0, gs.token);
+      multiply(qi, 1, d, s, rows, key_sums, start > 0, qs.token);
+      queries.add(s, start, rows, j > 0);
+    }
+    turn_back(key_sums, dks.token, count, d, scale, dk + j * dks.token);
+    turn_back(value_sums, dvs.token, count, d, 1, dv + j * dvs.token);
+  }
+  queries.give(dq, dqs.token, scale);
+}
+
+// The gradients of queries, keys and values, from that of the output y, where `logs` came with it.
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& g_, const Tensor& q_, const Tensor& k_, const Tensor& v_,
+                                                      const Tensor& y_, const Tensor& logs, double scale) {
+  const Heads g(g_), q(q_), k(k_), v(v_), y(y_), dq = Heads::like(q_), dk = Heads::like(k_), dv = Heads::like(v_);
+  const int64_t heads = q_.size(1), N = q_.size(2), L = k_.size(2), d = q_.size(3);
+  const float* lp = logs.const_data_ptr<float>();
+  const auto run = d <= kWidth ? attend_back<1> : attend_back<2>;
+  at::parallel_for(0, q_.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t b = task / heads, h = task % heads;
+      run(g.of(b, h), g, q.of(b, h), q, k.of(b, h), k, v.of(b, h), v, y.of(b, h), y, lp + task * N, N, L, d,
+          static_cast<float>(scale), dq.of(b, h), dq, dk.of(b, h), dk, dv.of(b, h), dv);
+    }
+  });
+  return {dq.kept, dk.kept, dv.kept};
+}
+
+// -------------------------------------------------------------------------------------------------------- gelu
+
+// Calls `each` with the first of some numbers and how many of a register's lanes they fill.
+template <class Each>
+void in_registers(int64_t count, Each each) {
+  for (int64_t i = 0; i < count; i += kWidth) each(i, std::min<int64_t>(kWidth, count - i));
+}
+
+// x / (1 + e^-u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3): GELU by its tanh formula. And its derivative.
+inline Vec tanh_gelu(Vec x) { return x / (1.f + exp(-1.59576912f * x * (1.f + 0.044715f * x * x))); }
+inline Vec tanh_gelu_slope(Vec x) {
+  const Vec s = 1.f / (1.f + exp(-1.59576912f * x * (1.f + 0.044715f * x * x)));
+  return s + s * (1.f - s) * 1.59576912f * x * (1.f + 0.134145f * x * x);
+}
+
+Tensor gelu_tanh(const Tensor& x_) {
+  const Tensor x = x_.contiguous();
+  Tensor y = at::empty_like(x);
+  const float* from = x.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, x.numel(), 4096, [&](int64_t begin, int64_t end) {
+    in_registers(end - begin, [&](int64_t i, int64_t lanes) {
+      store_some(to + begin + i, tanh_gelu(load_some(from + begin + i, lanes)), lanes);
+    });
+  });
+  return y;
+}
+
+Tensor gelu_tanh_backward(const Tensor& g_, const Tensor& x_) {
+  const Tensor x = x_.contiguous(), g = g_.contiguous();
+  Tensor d = at::empty_like(x);
+  const float *from = x.const_data_ptr<float>(), *gp = g.const_data_ptr<float>();
+  float* to = d.mutable_data_ptr<float>();
+  at::parallel_for(0, x.numel(), 4096, [&](int64_t begin, int64_t end) {
+    in_registers(end - begin, [&](int64_t i, int64_t lanes) {
+      const Vec slope = tanh_gelu_slope(load_some(from + begin + i, lanes));
+      store_some(to + begin + i, load_some(gp + begin + i, lanes) * slope, lanes);
+    });
+  });
+  return d;
+}
+
+// [..., 2 n], value and gate -> value * gelu(gate), [..., n].
+Tensor gated_gelu(const Tensor& x_) {
+  const Tensor x = x_.contiguous();
+  auto shape = x.sizes().vec();
+  const int64_t n = shape.back() / 2;
+  shape.back() = n;
+  Tensor y = at::empty(shape, x.options());
+  const float* from = x.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, x.numel() / (2 * n), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++)
+      in_registers(n, [&](int64_t i, int64_t lanes) {
+        const float* value = from + 2 * n * row + i;
+        store_some(to + n * row + i, load_some(value, lanes) * gelu(load_some(value + n, lanes)), lanes);
+      });
+  });
+  return y;
+}
+
+Tensor gated_gelu_backward(const Tensor& g_, const Tensor& x_) {
+  const Tensor x = x_.contiguous(), g = g_.contiguous();
+  const int64_t n = x.size(-1) / 2;
+  Tensor d = at::empty_like(x);
+  const float *from = x.const_data_ptr<float>(), *gp = g.const_data_ptr<float>();
+  float* to = d.mutable_data_ptr<float>();
+  at::parallel_for(0, x.numel() / (2 * n), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++)
+      in_registers(n, [&](int64_t i, int64_t lanes) {
+        const int64_t at = 2 * n * row + i;
+        const Vec value = load_some(from + at, lanes), gate = load_some(from + at + n, lanes);
+        const Vec slope = load_some(gp + n * row + i, lanes);
+        Vec bell;
+        const Vec share = normal(gate, bell);
+        store_some(to + at, slope * gate * share, lanes);
+        store_some(to + at + n, slope * value * (share + 0.39894228f * gate * bell), lanes);
+      });
+  });
+  return d;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(sfumato, library) {
@@ -901,6 +1285,16 @@ TORCH_LIBRARY(sfumato, library) {
       "Tensor? residual, int columns, int height, int width, int step, int padding) -> Tensor");
   library.def("winograd(Tensor x, Tensor packed, Tensor? bias, Tensor? shift, Tensor? residual, int columns) -> Tensor");
   library.def("group_norm(Tensor x, int groups, Tensor weight, Tensor bias, float eps, bool silu) -> Tensor");
+  library.def("winograd_convolution(Tensor x, Tensor weight, Tensor? bias, bool turned) -> Tensor");
+  library.def("winograd_weight(Tensor gradient, Tensor x, Tensor like) -> Tensor");
+  library.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  library.def(
+      "attention_backward(Tensor gradient, Tensor q, Tensor k, Tensor v, Tensor y, Tensor logs, float scale) -> "
+      "(Tensor, Tensor, Tensor)");
+  library.def("gelu_tanh(Tensor x) -> Tensor");
+  library.def("gelu_tanh_backward(Tensor gradient, Tensor x) -> Tensor");
+  library.def("gated_gelu(Tensor x) -> Tensor");
+  library.def("gated_gelu_backward(Tensor gradient, Tensor x) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(sfumato, CPU, library) {
@@ -916,4 +1310,12 @@ TORCH_LIBRARY_IMPL(sfumato, CPU, library) {
   library.impl("convolution_int8", &convolution_int8);
   library.impl("winograd", &winograd);
   library.impl("group_norm", &group_norm);
+  library.impl("winograd_convolution", &winograd_convolution);
+  library.impl("winograd_weight", &winograd_weight);
+  library.impl("attention", &attention);
+  library.impl("attention_backward", &attention_backward);
+  library.impl("gelu_tanh", &gelu_tanh);
+  library.impl("gelu_tanh_backward", &gelu_tanh_backward);
+  library.impl("gated_gelu", &gated_gelu);
+  library.impl("gated_gelu_backward", &gated_gelu_backward);
 }
