@@ -1,11 +1,18 @@
 """Compiling a denoiser with PyTorch's own compiler, whose results are kept on disk from one process to the next."""
 
 import os
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
 
 from sfumato.core.errors import ConfigError
 from sfumato.core.files import cache_folder
 from sfumato.families.types import Model
+from sfumato.models.dit import positions
+from sfumato.nn.attention import is_tapped
+from sfumato.nn.merging import is_merging
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
 """``torch.compile``'s: ``reduce-overhead`` replays the kernels of a step as one CUDA graph where it can."""
@@ -18,7 +25,8 @@ def compile_denoiser(model: Model, mode: Mode) -> None:
 
     The first call takes minutes, and for every new size and number of pictures again. What was compiled is kept in
     ``$TORCHINDUCTOR_CACHE_DIR``, which is ``inductor`` in the project's cache folder unless it is set, so that the next
-    process finds it. Its module stays the same, with its weights and its names.
+    process finds it. Its module stays the same, with its weights and its names. While a tap hears the attentions, and
+    while tokens are merged, it runs as it is written.
 
     Raises:
         ConfigError: its layers were packed for the CPU already.
@@ -28,8 +36,24 @@ def compile_denoiser(model: Model, mode: Mode) -> None:
             "compile comes too late: the denoiser's layers were packed or changed. Open the model with it."
         )
     os.environ.setdefault(KEPT_IN, str(cache_folder() / "inductor"))
+    # Else they are made anew in each call, and not on the device.
+    torch.compiler.assume_constant_result(positions)  # type: ignore[no-untyped-call]
     model.network.compile(mode=mode, dynamic=False)
+    _step_aside(model.network)
     model.opened = {**model.opened, "compile": mode}  # a picture's recipe tells it
     note = f"The denoiser is compiled ({mode}): the first picture of each size takes minutes more, once a machine."
     if note not in model.notes:
         model.notes.append(note)
+
+
+def _step_aside(network: nn.Module) -> None:
+    """Leave calls that are listened to, or changed from outside, to the network as it is written.
+
+    What is asked here cannot be asked within: it would cut the network into one graph for each of its attentions.
+    """
+    fast = cast(Callable[..., Any], network._compiled_call_impl)
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        return (network._call_impl if is_tapped() or is_merging() else fast)(*inputs, **named)  # type: ignore[no-untyped-call]
+
+    network._compiled_call_impl = call

@@ -78,7 +78,6 @@ class DiTConfig:
         return self.in_channels if self.out_channels is None else self.out_channels
 
 
-@lru_cache(maxsize=8)
 def positions(
     width: int, grid: tuple[int, int], side: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -90,8 +89,13 @@ def positions(
         side: patches that the positions run over, whatever the grid.
 
     Returns:
-        [1, patches, width].
+        [1, patches, width], which is kept for the next time.
     """
+    return _positions(width, grid, side, device, dtype)
+
+
+@lru_cache(maxsize=8)
+def _positions(width: int, grid: tuple[int, int], side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     frequencies = 1.0 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4.0))
 
     def waves(count: int) -> Any:

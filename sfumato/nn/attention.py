@@ -26,6 +26,11 @@ def tapped(tap: Tap) -> Iterator[None]:
         _tap.reset(token)
 
 
+def is_tapped() -> bool:
+    """Whether a tap hears this thread's attentions: then a compiled network has to run as it is written."""
+    return _tap.get() is not None
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float | None = None,
     name: str = "",
@@ -41,7 +46,7 @@ def attend(
     Returns:
         [B, heads, N, d].
     """
-    tap = _tap.get()
+    tap = None if torch.compiler.is_compiling() else _tap.get()  # see `is_tapped`
     if tap is not None and name:
         tap(q, k, name)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):

@@ -48,8 +48,15 @@ def merging(chosen: Merging) -> Iterator[None]:
         _merging.reset(token)
 
 
+def is_merging() -> bool:
+    """Whether tokens of this thread are merged: then a compiled network has to run as it is written."""
+    return _merging.get() is not None
+
+
 def share_at(size: Sequence[int]) -> float:
     """The share of tokens to be merged in pictures of this size; 0: none, which is always so where it is one line."""
+    if torch.compiler.is_compiling():
+        return 0.0  # see `is_merging`
     chosen = _merging.get()
     return chosen.share if chosen is not None and chosen.size == tuple(size) and min(size) > 1 else 0.0
 
