@@ -19,7 +19,7 @@ from sfumato.core.errors import ConfigError
 from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.deep import Deep
 from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
-from sfumato.nn.layers import Conv2d, Linear, ModulatedNorm, TanhGELU
+from sfumato.nn.layers import Conv2d, Linear, ModulatedNorm, TanhGELU, gated_sum
 from sfumato.nn.rows import expand_rows
 from sfumato.nn.stage import call
 from sfumato.nn.transformer import FeedForward, SelfAttention, tokens
@@ -185,8 +185,8 @@ class DiTBlock(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """[R, N, width], [R or 1, 6, width] -> [R, N, width]."""
         shift, scale, gate, shift_ff, scale_ff, gate_ff = modulation.unsqueeze(-2).unbind(1)  # [R or 1, 1, width] each
-        x = torch.addcmul(x, gate, self.attn1(self.norm1.norm(x, shift, scale)))
-        return torch.addcmul(x, gate_ff, self.ff(self.norm3(x, shift_ff, scale_ff)))
+        x = gated_sum(x, gate, self.attn1(self.norm1.norm(x, shift, scale)))
+        return gated_sum(x, gate_ff, self.ff(self.norm3(x, shift_ff, scale_ff)))
 
 
 class PatchEmbedding(nn.Module):

@@ -92,4 +92,13 @@ class ModulatedNorm(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """``normalised(x) * scale + shift`` on [B, N, dim] and [B or 1, 1, dim]."""
+        if training.learns(x, shift, scale):
+            return training.modulated_norm(x, shift, scale, self.eps)
         return torch.addcmul(shift, F.layer_norm(x, (self.dim,), eps=self.eps), scale)
+
+
+def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """``x + gate * y`` on [B, N, dim] and a gate of [B or 1, 1, dim]."""
+    if training.learns(x, gate, y) and x.shape == y.shape:
+        return training.gated_sum(x, gate, y)
+    return torch.addcmul(x, gate, y)

@@ -16,7 +16,7 @@ from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn import native
 from sfumato.nn.attention import attend
 from sfumato.nn.conditioning import Conditioning
-from sfumato.nn.layers import GEGLU, Conv2d, TanhGELU
+from sfumato.nn.layers import GEGLU, Conv2d, ModulatedNorm, TanhGELU, gated_sum
 from sfumato.nn.native import build, training
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.why())
@@ -169,6 +169,21 @@ def test_gradients_do_not_hang_on_the_number_of_threads() -> None:
 def test_gelu_over_its_whole_range(layer: nn.Module) -> None:
     x = torch.linspace(-12, 12, 5 * 301).view(7, 43, 5)
     agree(layer, [x], 1e-6, copy.deepcopy(layer).double())
+
+
+@needs_native
+@settings(max_examples=30)
+@given(batch=st.integers(1, 3), count=st.integers(1, 150), dim=st.sampled_from([4, 16, 37, 64]), alone=st.booleans())
+def test_what_modulates_tokens(batch: int, count: int, dim: int, alone: bool) -> None:
+    def tokens() -> Tensor:
+        return 3 * torch.randn(batch, count, dim) + 2
+
+    def told() -> Tensor:
+        return torch.randn(1 if alone else batch, 1, dim)
+
+    layer = ModulatedNorm(dim, 1e-6)
+    agree(layer, [tokens(), told(), told()], 5e-6, layer)
+    agree(gated_sum, [tokens(), told(), tokens()], 1e-6, gated_sum)
 
 
 def test_who_takes_the_native_way() -> None:

@@ -13,6 +13,8 @@
 //   attention    softmax(q k^T) v, without the matrix of all queries and keys
 //   gelu_tanh    GELU by its tanh formula
 //   gated_gelu   one half gated by the other
+//   modulated_norm  layer normalisation, whose scale and shift each picture has of its own
+//   gated_sum    x + gate y, whose gate each picture has of its own
 //
 // Pictures are [B, C, H, W] in channels-last memory, so that the innermost loop always runs over channels. Weights are
 // packed once into panels of kPanel output columns, [panel][depth][kPanel], which the matrix product reads front to back.
@@ -22,6 +24,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #if defined(__AVX512VNNI__)
@@ -221,6 +224,7 @@ Tensor pack_linear(const Tensor& weight_) {
 }
 
 constexpr int64_t kBlock = 16 * kRows;      // rows of one task
+constexpr int64_t kStretch = 64;            // positions or tokens that are summed up in float32 before others join
 constexpr int64_t kCache = int64_t(3) << 20;  // bytes a thread of what is prepared for one chunk of tasks
 
 // Floats on the heap that are not cleared.
@@ -958,7 +962,6 @@ Tensor group_norm(const Tensor& x_, int64_t groups, const Tensor& weight, const 
   float* yp = y.mutable_data_ptr<float>();
 
   // Sums over stretches of kStretch positions in float32, over stretches in double.
-  constexpr int64_t kStretch = 64;
   const int64_t stretches = (area + kStretch - 1) / kStretch;
   std::vector<double> sums(N * stretches * groups * 2);
   at::parallel_for(0, N * stretches, 1, [&](int64_t begin, int64_t end) {
@@ -1262,6 +1265,130 @@ Tensor gated_gelu_backward(const Tensor& g_, const Tensor& x_) {
   return d;
 }
 
+// ------------------------------------------------------------------------------------------- of tokens, by picture
+//
+// x is [B, N, D]; scale, shift and gate are [B, 1, D], and their gradients sums over the tokens: by stretches of as many,
+// then over stretches, so that they are the same for any number of threads.
+
+inline float across(Vec v) {
+  float sum = 0;
+  for (int i = 0; i < kWidth; i++) sum += v[i];
+  return sum;
+}
+
+// Calls `each` with every token's picture, its number among all, and where `count` sums [count][D] of its stretch are;
+// gives those of each picture, count tensors of [B, 1, D].
+template <class Each>
+std::vector<Tensor> by_stretches(const Tensor& x, int64_t count, Each each) {
+  const int64_t B = x.size(0), N = x.size(1), D = x.size(2), stretches = (N + kStretch - 1) / kStretch;
+  Tensor sums = at::zeros({B * stretches, count, D}, x.options());
+  float* sp = sums.mutable_data_ptr<float>();
+  at::parallel_for(0, B * stretches, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t b = i / stretches, first = i % stretches * kStretch, last = std::min(first + kStretch, N);
+      for (int64_t t = first; t < last; t++) each(b, b * N + t, sp + i * count * D);
+    }
+  });
+  std::vector<Tensor> found;
+  for (int64_t k = 0; k < count; k++) found.push_back(sums.view({B, stretches, count, D}).select(2, k).sum(1, true));
+  return found;
+}
+
+// y = (x - mean) / sqrt(variance + eps) scale + shift; and [B, N, 2], mean and inverse deviation of each token.
+std::tuple<Tensor, Tensor> modulated_norm(const Tensor& x_, const Tensor& shift_, const Tensor& scale_, double eps) {
+  const Tensor x = x_.contiguous(), shift = shift_.contiguous(), scale = scale_.contiguous();
+  const int64_t B = x.size(0), N = x.size(1), D = x.size(2);
+  TORCH_CHECK(shift.numel() == B * D && scale.numel() == B * D, "modulated_norm: tokens ", x.sizes(), ", scale ", scale.sizes());
+  Tensor y = at::empty_like(x), moments = at::empty({B, N, 2}, x.options());
+  const float *xp = x.const_data_ptr<float>(), *hp = shift.const_data_ptr<float>(), *sp = scale.const_data_ptr<float>();
+  float *yp = y.mutable_data_ptr<float>(), *mp = moments.mutable_data_ptr<float>();
+  at::parallel_for(0, B * N, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; t++) {
+      const float *row = xp + t * D, *h = hp + t / N * D, *s = sp + t / N * D;
+      Vec sum{}, square{};
+      in_registers(D, [&](int64_t i, int64_t lanes) { sum += load_some(row + i, lanes); });
+      const float mean = across(sum) / D;
+      in_registers(D, [&](int64_t i, int64_t lanes) {
+        Vec d = load_some(row + i, lanes) - mean;
+        for (int64_t j = lanes; j < kWidth; j++) d[j] = 0;
+        square += d * d;
+      });
+      const float inverse = 1 / std::sqrt(across(square) / D + static_cast<float>(eps));
+      mp[2 * t] = mean, mp[2 * t + 1] = inverse;
+      in_registers(D, [&](int64_t i, int64_t lanes) {
+        const Vec v = (load_some(row + i, lanes) - mean) * inverse;
+        store_some(yp + t * D + i, v * load_some(s + i, lanes) + load_some(h + i, lanes), lanes);
+      });
+    }
+  });
+  return {y, moments};
+}
+
+// The gradients of x, shift and scale, from g, that of y.
+std::tuple<Tensor, Tensor, Tensor> modulated_norm_backward(const Tensor& g_, const Tensor& x_, const Tensor& scale_,
+                                                           const Tensor& moments) {
+  const Tensor g = g_.contiguous(), x = x_.contiguous(), scale = scale_.contiguous();
+  const int64_t D = x.size(2);
+  Tensor dx = at::empty_like(x);
+  const float *gp = g.const_data_ptr<float>(), *xp = x.const_data_ptr<float>(), *sp = scale.const_data_ptr<float>();
+  const float* mp = moments.const_data_ptr<float>();
+  float* dp = dx.mutable_data_ptr<float>();
+  const auto sums = by_stretches(x, 2, [&](int64_t b, int64_t t, float* to) {
+    const float *row = xp + t * D, *of_row = gp + t * D, *s = sp + b * D, mean = mp[2 * t], inverse = mp[2 * t + 1];
+    Vec along{}, twist{};
+    in_registers(D, [&](int64_t i, int64_t lanes) {
+      const Vec v = (load_some(row + i, lanes) - mean) * inverse, gi = load_some(of_row + i, lanes);
+      const Vec h = gi * load_some(s + i, lanes);
+      along += h;
+      twist += h * v;
+      store_some(to + i, load_some(to + i, lanes) + gi, lanes);
+      store_some(to + D + i, load_some(to + D + i, lanes) + gi * v, lanes);
+    });
+    const float a = across(along) / D, w = across(twist) / D;
+    in_registers(D, [&](int64_t i, int64_t lanes) {
+      const Vec v = (load_some(row + i, lanes) - mean) * inverse;
+      const Vec h = load_some(of_row + i, lanes) * load_some(s + i, lanes);
+      store_some(dp + t * D + i, inverse * (h - a - v * w), lanes);
+    });
+  });
+  return {dx, sums[0], sums[1]};
+}
+
+// x + gate y.
+Tensor gated_sum(const Tensor& x_, const Tensor& gate_, const Tensor& y_) {
+  const Tensor x = x_.contiguous(), gate = gate_.contiguous(), y = y_.contiguous();
+  const int64_t B = x.size(0), N = x.size(1), D = x.size(2);
+  TORCH_CHECK(x.sizes() == y.sizes() && gate.numel() == B * D, "gated_sum: tokens ", x.sizes(), " and ", y.sizes());
+  Tensor z = at::empty_like(x);
+  const float *xp = x.const_data_ptr<float>(), *gp = gate.const_data_ptr<float>(), *yp = y.const_data_ptr<float>();
+  float* zp = z.mutable_data_ptr<float>();
+  at::parallel_for(0, B * N, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; t++)
+      in_registers(D, [&](int64_t i, int64_t lanes) {
+        const Vec v = load_some(gp + t / N * D + i, lanes) * load_some(yp + t * D + i, lanes);
+        store_some(zp + t * D + i, load_some(xp + t * D + i, lanes) + v, lanes);
+      });
+  });
+  return z;
+}
+
+// The gradients of gate and y, from g, that of the sum.
+std::tuple<Tensor, Tensor> gated_sum_backward(const Tensor& g_, const Tensor& gate_, const Tensor& y_) {
+  const Tensor g = g_.contiguous(), gate = gate_.contiguous(), y = y_.contiguous();
+  const int64_t D = y.size(2);
+  Tensor dy = at::empty_like(y);
+  const float *gp = g.const_data_ptr<float>(), *wp = gate.const_data_ptr<float>(), *yp = y.const_data_ptr<float>();
+  float* dp = dy.mutable_data_ptr<float>();
+  const auto sums = by_stretches(y, 1, [&](int64_t b, int64_t t, float* to) {
+    in_registers(D, [&](int64_t i, int64_t lanes) {
+      const Vec gi = load_some(gp + t * D + i, lanes);
+      store_some(dp + t * D + i, gi * load_some(wp + b * D + i, lanes), lanes);
+      store_some(to + i, load_some(to + i, lanes) + gi * load_some(yp + t * D + i, lanes), lanes);
+    });
+  });
+  return {sums[0], dy};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(sfumato, library) {
@@ -1295,6 +1422,11 @@ TORCH_LIBRARY(sfumato, library) {
   library.def("gelu_tanh_backward(Tensor gradient, Tensor x) -> Tensor");
   library.def("gated_gelu(Tensor x) -> Tensor");
   library.def("gated_gelu_backward(Tensor gradient, Tensor x) -> Tensor");
+  library.def("modulated_norm(Tensor x, Tensor shift, Tensor scale, float eps) -> (Tensor, Tensor)");
+  library.def(
+      "modulated_norm_backward(Tensor gradient, Tensor x, Tensor scale, Tensor moments) -> (Tensor, Tensor, Tensor)");
+  library.def("gated_sum(Tensor x, Tensor gate, Tensor y) -> Tensor");
+  library.def("gated_sum_backward(Tensor gradient, Tensor gate, Tensor y) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(sfumato, CPU, library) {
@@ -1318,4 +1450,8 @@ TORCH_LIBRARY_IMPL(sfumato, CPU, library) {
   library.impl("gelu_tanh_backward", &gelu_tanh_backward);
   library.impl("gated_gelu", &gated_gelu);
   library.impl("gated_gelu_backward", &gated_gelu_backward);
+  library.impl("modulated_norm", &modulated_norm);
+  library.impl("modulated_norm_backward", &modulated_norm_backward);
+  library.impl("gated_sum", &gated_sum);
+  library.impl("gated_sum_backward", &gated_sum_backward);
 }

@@ -74,6 +74,19 @@ def gated_gelu(x: Tensor) -> Tensor:
     return y
 
 
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Layer normalisation of [B, N, D], times scale plus shift, [B or 1, 1, D]."""
+    each = len(x), 1, x.shape[-1]
+    y: Tensor = _ModulatedNorm.apply(x, shift.expand(each), scale.expand(each), eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y of [B, N, D], the gate [B or 1, 1, D]."""
+    z: Tensor = _GatedSum.apply(x, gate.expand(len(x), 1, x.shape[-1]), y)  # type: ignore[no-untyped-call]
+    return z
+
+
 class _Convolution(torch.autograd.Function):
     """By Lavin and Gray's tiles (2016): the values, the gradient of x, which is a convolution too, and the weights'."""
 
@@ -136,3 +149,30 @@ class _GatedGELU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         found: Tensor = _ops.gated_gelu_backward(gradient, *ctx.saved_tensors)
         return found
+
+
+class _ModulatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+        y, moments = _ops.modulated_norm(x, shift, scale, eps)
+        ctx.save_for_backward(x, scale, moments)
+        found: Tensor = y
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *_ops.modulated_norm_backward(gradient, *ctx.saved_tensors), None
+
+
+class _GatedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, y)
+        z: Tensor = _ops.gated_sum(x, gate, y)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *_ops.gated_sum_backward(gradient, *ctx.saved_tensors)
