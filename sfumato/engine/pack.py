@@ -32,6 +32,9 @@ AT_ONCE = 1 << 28
 NARROW = 32
 """Channels: a layer with fewer, in or out, is never made to multiply in 8 bits."""
 
+WIDE = 256
+"""Channels of a head: attention of wider ones is left to PyTorch, where more queries share what they read."""
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -125,6 +128,7 @@ def pack(
             return  # it and the blocks' projections of time run once a schedule
         if isinstance(parent, Attention):
             parent.fuse()
+            parent.native = fast and parent.width <= WIDE
         for name in [name for name, _ in parent.named_children()]:
             child: nn.Module = getattr(parent, name)
             if name == "time_emb_proj":

@@ -170,6 +170,7 @@ def _speeds(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         packed, transformed, eight = ops.pack_linear(b.T), ops.pack_winograd(weight, 4), ops.pack_int8(b.T)
         runs["packed"] = product, lambda: ops.linear(a, packed, None, None, 2560)
         runs["winograd"] = convolution / 4, lambda: ops.winograd(x, transformed, None, None, None, 320)
+        runs["attention"] = runs["attention"][0], lambda: ops.attention(q, q, q, 0.2)
         runs["int8"] = product, lambda: ops.linear_int8(a, *eight, None, None, 2560)
     took = {name: work / _time(run, device) for name, (work, run) in runs.items()}
     took["latency"] = 1 / took["latency"]

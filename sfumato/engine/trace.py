@@ -252,6 +252,7 @@ NATIVE: Mapping[str, tuple[Kind, Callable[[tuple[Any, ...], Sequence[Tensor]], i
     "sfumato::geglu": ("packed", _panels),
     "sfumato::convolution": ("packed", _panels_of_pictures),
     "sfumato::winograd": ("winograd", _tiled),
+    "sfumato::attention": ("attention", _attended),
     "sfumato::linear_int8": ("int8", lambda args, outputs: 4 * _panels(args, outputs)),
     "sfumato::geglu_int8": ("int8", lambda args, outputs: 4 * _panels(args, outputs)),
     "sfumato::convolution_int8": ("int8", lambda args, outputs: 4 * _panels_of_pictures(args, outputs)),

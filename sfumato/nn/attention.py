@@ -33,7 +33,7 @@ def is_tapped() -> bool:
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float | None = None,
-    name: str = "",
+    name: str = "", native: bool = False,
 ) -> Tensor:
     """softmax(q k^T * scale + mask) v (Vaswani et al., 2017, eq. 1).
 
@@ -42,6 +42,7 @@ def attend(
         mask: broadcastable to [B, heads, N, L]; bool (True attends) or added to the logits.
         scale: 1 / sqrt(d) unless given.
         name: where in the network this is, for the tap; without a name the tap is not told.
+        native: by the native kernel, if there is no mask; the caller knows that it is there, and wants no gradients.
 
     Returns:
         [B, heads, N, d].
@@ -51,6 +52,8 @@ def attend(
         tap(q, k, name)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return _wide(q, k, v, mask, causal, scale)
+    if native and mask is None and not causal:
+        return training.attention(q, k, v, scale)
     return _attend(q, k, v, mask, causal, scale)
 
 

@@ -20,7 +20,9 @@ class Attention(nn.Module):
     """The projections around ``attend``.
 
     Attributes:
+        width: channels of a head.
         to_qkv: stands for the three projections in where they were fused.
+        native: attend by the native kernel, which gives no gradients.
 
     Args:
         dim: of the tokens that ask.
@@ -36,7 +38,8 @@ class Attention(nn.Module):
         name: str = "",
     ) -> None:
         super().__init__()
-        self.heads, self.upcast, self.name = heads, upcast, name
+        self.heads, self.width, self.upcast, self.name = heads, dim // heads, upcast, name
+        self.native = False
         self.to_q = Linear(dim, dim, bias=bias)
         self.to_k = Linear(context_dim or dim, dim, bias=bias)
         self.to_v = Linear(context_dim or dim, dim, bias=bias)
@@ -87,7 +90,7 @@ class Attention(nn.Module):
         if self.upcast and q.dtype in (torch.float16, torch.bfloat16):
             y = attend(q.float(), k.float(), v.float(), mask, name=self.name).to(q.dtype)
         else:
-            y = attend(q, k, v, mask, name=self.name)
+            y = attend(q, k, v, mask, name=self.name, native=self.native)
         out: Tensor = self.to_out[0](y.transpose(1, 2).flatten(2), residual)
         return out
 

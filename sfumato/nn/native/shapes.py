@@ -74,8 +74,14 @@ def _group_norm(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
+def _attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    count, heads, length, width = q.shape
+    return q.new_empty(count, length, heads, width).transpose(1, 2), q.new_empty(count, heads, length)
+
+
 SHAPES = {
     "pack_linear": _pack_linear, "pack_convolution": _pack_convolution, "pack_winograd": _pack_winograd,
     "pack_int8": _pack_int8, "linear": _rows, "geglu": _rows, "linear_int8": _rows, "geglu_int8": _rows,
     "convolution": _convolution, "convolution_int8": _convolution, "winograd": _winograd, "group_norm": _group_norm,
+    "attention": _attention,
 }  # fmt: skip
