@@ -197,6 +197,21 @@ def test_who_takes_the_native_way() -> None:
         assert not training.learns(x)
 
 
+@pytest.mark.parametrize("layer", [GEGLU(16, 16), TanhGELU(16, 16), Conv2d(16, 16, 3, padding=1)], ids=str)
+def test_what_is_compiled_is_one_graph_and_plain(layer: nn.Module) -> None:
+    x = torch.randn(2, 16, 16, 16, requires_grad=True)
+    graphs: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    y = torch.compile(layer, backend=keep, fullgraph=True)(x)
+    assert len(graphs) == 1
+    assert "sfumato" not in graphs[0]
+    assert torch.allclose(y, layer(x), atol=1e-4)
+
+
 def test_what_the_kernels_do_not_cover_is_plain() -> None:
     q = torch.randn(1, 2, 9, 8, requires_grad=True)
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
