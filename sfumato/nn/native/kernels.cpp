@@ -124,12 +124,17 @@ inline Vec gelu(Vec x) {
 
 constexpr int64_t kDepth = 24576 / (4 * kPanel);  // of one pass: 24 KB of the weights, which stay in the first-level cache
 
+// What becomes of the sums of bytes in row r: scale[r * apart] times them, + offset[r * apart] start[W registers].
+struct Steps {
+  const float *scale, *offset;
+  int64_t apart;
+  const float* start;  // or null
+};
+
 // c[R][W registers] (+)= a[R][depth] b[depth][W registers]; the rows of a are `stride` elements apart, its columns `step`.
-// T is float, or int32_t that stands for four bytes, along the depth; then the sums of row r are multiplied by
-// scale[r * apart].
+// T is float, or int32_t that stands for four bytes, along the depth.
 template <int R, int W, class T>
-void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add, const float* scale,
-           int64_t apart) {
+void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add, const Steps& steps) {
   using Lanes = decltype(load(b));
   constexpr bool exact = std::is_same_v<T, float>;
   Lanes sum[R][W];
@@ -140,7 +145,7 @@ void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, 
       if constexpr (exact)
         if (add) sum[r][w] = load(c + (r * W + w) * kWidth);
     }
-  for (int64_t k = 0; k < depth; k++, a += step, b += W * kWidth) {
+  for (const T* end = b + depth * W * kWidth; b != end; a += step, b += W * kWidth) {  // a counter would be a register more
     Lanes bw[W];
     for (int w = 0; w < W; w++) bw[w] = load(b + w * kWidth);
 #pragma GCC unroll 12
@@ -149,6 +154,9 @@ void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, 
       for (int w = 0; w < W; w++) sum[r][w] = dot(sum[r][w], ar, bw[w]);
     }
   }
+  Vec start[W] = {};
+  if constexpr (!exact)
+    for (int w = 0; w < W && steps.start; w++) start[w] = load(steps.start + w * kWidth);
 #pragma GCC unroll 12
   for (int r = 0; r < R; r++)
     for (int w = 0; w < W; w++) {
@@ -156,7 +164,8 @@ void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, 
       if constexpr (exact) {
         store(to, sum[r][w]);
       } else {
-        const Vec v = __builtin_convertvector(sum[r][w], Vec) * splat(scale[r * apart]);
+        Vec v = __builtin_convertvector(sum[r][w], Vec) * steps.scale[r * steps.apart];
+        v += start[w] * steps.offset[r * steps.apart];
         store(to, add ? load(to) + v : v);
       }
     }
@@ -164,23 +173,24 @@ void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, 
 
 template <int R, int W, class T>
 void micro(int64_t rows, const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add,
-           const float* scale, int64_t apart) {
-  if (rows == R) return micro<R, W>(a, stride, step, b, depth, c, add, scale, apart);
-  if constexpr (R > 1) micro<R - 1, W>(rows, a, stride, step, b, depth, c, add, scale, apart);
+           const Steps& steps) {
+  if (rows == R) return micro<R, W>(a, stride, step, b, depth, c, add, steps);
+  if constexpr (R > 1) micro<R - 1, W>(rows, a, stride, step, b, depth, c, add, steps);
 }
 
 // c[rows][W registers] (+)= a[rows][depth] b[depth][W registers], in passes of like depth and groups of like height.
 template <int W = 2, class T>
 void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, float* c, bool add = false,
-              int64_t step = 1, const float* scale = nullptr, int64_t apart = 0) {
+              int64_t step = 1, const Steps& steps = {}) {
   constexpr int64_t width = W * kWidth;
   const int64_t passes = (depth + kDepth - 1) / kDepth, groups = (rows + kRows - 1) / kRows;
   for (int64_t p = 0; p < passes; p++) {
     const int64_t k = depth * p / passes, part = depth * (p + 1) / passes - k;
     for (int64_t g = 0; g < groups; g++) {
       const int64_t r = rows * g / groups, height = rows * (g + 1) / groups - r;
+      const int64_t at = r * steps.apart;
       micro<kRows, W>(height, a + r * stride + k * step, stride, step, b + k * width, part, c + r * width, add || p > 0,
-                      scale + r * apart, apart);
+                      {steps.scale + at, steps.offset + at, steps.apart, p > 0 ? nullptr : steps.start});
     }
   }
 }
@@ -278,10 +288,11 @@ void panel_product(const Exact& a, int64_t first, int64_t count, const float* b,
   multiply(a.rows + first * a.depth, a.depth, count, b + p * a.depth * kPanel, a.depth, to);
 }
 void panel_product(const Scaled& a, int64_t first, int64_t count, const int32_t* b, int64_t p, float* to) {
-  multiply(a.offset + first * a.taps, a.taps, count, a.column_sums + p * a.taps * kPanel, a.taps, to);
-  for (int64_t tap = 0; tap < a.taps; tap++)
-    multiply(a.rows + (first * a.taps + tap) * a.depth, a.taps * a.depth, count, b + (p * a.taps + tap) * a.depth * kPanel,
-             a.depth, to, true, 1, a.scale + first * a.taps + tap, a.taps);
+  for (int64_t tap = 0; tap < a.taps; tap++) {
+    const int64_t row = first * a.taps + tap, part = p * a.taps + tap;
+    multiply(a.rows + row * a.depth, a.taps * a.depth, count, b + part * a.depth * kPanel, a.depth, to, tap > 0, 1,
+             {a.scale + row, a.offset + row, a.taps, a.column_sums + part * kPanel});
+  }
 }
 
 // Rows [start, start + count) of a b + bias + shift + residual, where `a` begins with row `start`.
@@ -343,14 +354,16 @@ void gated(const Rows& a, int64_t count, const T* b, const float* bias, int64_t 
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
       panel_product(a, first, rows, b, p, values.at);
       panel_product(a, first, rows, b, P + p, gates.at);
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < kPanel; j += kWidth) {
-          const int64_t column = p * kPanel + j;
-          Vec v = load(values.at + r * kPanel + j) * a.column_scale(column);
-          Vec g = load(gates.at + r * kPanel + j) * a.column_scale(columns + column);
-          if (bias) v += load(bias + column), g += load(bias + columns + column);
+      for (int64_t j = 0; j < kPanel; j += kWidth) {
+        const int64_t column = p * kPanel + j, gate = columns + column;
+        const Vec scales[] = {a.column_scale(column), a.column_scale(gate)};
+        const Vec biases[] = {bias ? load(bias + column) : Vec{}, bias ? load(bias + gate) : Vec{}};
+        for (int64_t r = 0; r < rows; r++) {
+          const Vec v = load(values.at + r * kPanel + j) * scales[0] + biases[0];
+          const Vec g = load(gates.at + r * kPanel + j) * scales[1] + biases[1];
           store(y + (first + r) * columns + column, v * gelu(g));
         }
+      }
     }
   });
 }
