@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sfumato.engine.meta import META, SHAPES
+
 T = TypeVar("T")
 Kind = Literal["convolution", "product", "attention", "movement", "packed", "winograd", "int8"]
 """What an operation's time hangs on: each kind has a measured rate."""
-
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in SHAPES:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        hollow = any(t.device == META for t in given) or kwargs.get("device") == META
+        if hollow and func in SHAPES:
             result = SHAPES[func](*args, **kwargs)
         else:
             if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
                 with self:  # in inference mode composite operations come whole
                     return func.decompose(*args, **kwargs)
             result = func(*args, **kwargs)
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         self._born(outputs)
-        self._note(func, args, inputs, outputs)
+        self._note(func, args, given, outputs)
         return result
 
     def _born(self, outputs: Sequence[Tensor]) -> None:
@@ -172,42 +173,15 @@ def _repacked(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     return weight.nbytes + (x.nbytes + outputs[0].nbytes if plain else 0)
 
 
-# How the backends lay out what they make, where the meta device does otherwise or takes many operations for one.
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-    """No backend of ours spills the logits. The result lies as the queries did, heads inside positions."""
-    return torch.empty(
-        q.shape[0], q.shape[2], q.shape[1], v.shape[3], dtype=q.dtype, device=q.device
-    ).transpose(1, 2)
-
-
-def _normalised(x: Tensor, *args: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    count, groups = args[2], args[5]
-    statistics = [torch.empty(count, groups, dtype=x.dtype, device=x.device) for _ in range(2)]
-    return torch.empty_like(x), statistics[0], statistics[1]
-
-
-def _upsampled(x: Tensor, size: Sequence[int], *_: Any, **__: Any) -> Tensor:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
-
-
 _aten = torch.ops.aten
-SHAPES: Mapping[Any, Callable[..., Any]] = {
-    _aten.scaled_dot_product_attention.default: _attention,
-    _aten.native_group_norm.default: _normalised,
-    _aten.upsample_nearest2d.default: _upsampled,
-}
 
 
 def _product(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
-    return 2 * outputs[0].numel() * int(args[-1].shape[-2])
+    return 2 * outputs[0].numel() * int(args[0].shape[-1])
 
 
 def _added_product(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
-    return 2 * outputs[0].numel() * int(args[2].shape[-2])
+    return 2 * outputs[0].numel() * int(args[1].shape[-1])
 
 
 def _convolved(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
@@ -223,6 +197,7 @@ def _attended(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
 
 
 FLOPS: Mapping[Any, tuple[Kind, Callable[[tuple[Any, ...], Sequence[Tensor]], int]]] = {
+    _aten.matmul.default: ("product", _product),
     _aten.mm.default: ("product", _product),
     _aten.bmm.default: ("product", _product),
     _aten.addmm.default: ("product", _added_product),

@@ -15,11 +15,12 @@ from sfumato.core.request import Request
 from sfumato.core.sizes import show_bytes
 from sfumato.engine.decode import OVERLAP, TILE, tile_of
 from sfumato.engine.denoiser import Ask, Denoiser, Place
+from sfumato.engine.meta import META
 from sfumato.engine.pack import FAST, SMALL
 from sfumato.engine.rates import Rates, free, resident
 from sfumato.engine.ready import Shapes, pack_parts, packable, what_is_packed
 from sfumato.engine.residence import USUAL, Holding, Where
-from sfumato.engine.trace import META, Work, size, trace, weights
+from sfumato.engine.trace import Work, size, trace, weights
 from sfumato.families.types import Model
 from sfumato.models.latents import Codec
 from sfumato.models.tiling import spans

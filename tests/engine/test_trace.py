@@ -1,9 +1,14 @@
 """Counting without computing: arithmetic against formulas, memory against what a sequence of tensors must take."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from sfumato.engine.trace import META, Work, size, trace, weights
+from sfumato.engine.meta import META
+from sfumato.engine.trace import Work, size, trace, weights
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import SD1, UNet
 from sfumato.nn.conditioning import Conditioning
@@ -77,3 +82,58 @@ def test_attention_does_not_spill_and_half_precision_halves() -> None:
         lean = trace(lambda: half_unet(x.half(), t, half), weights(half_unet), "cuda")[1]
     assert full.peak < 400e6  # the logits of one attention at 64 x 64 alone would be 1 GB
     assert 0.45 < lean.peak / full.peak < 0.6
+
+
+X, SQUARE = torch.randn(2, 8, 6, 6), torch.randn(5, 8, 3, 3)
+LAST = X.to(memory_format=torch.channels_last)
+ROWS, MATRIX, TABLE = torch.randn(2, 3, 8), torch.randn(8, 4), torch.randn(10, 4)
+RULES: dict[str, Callable[..., Tensor]] = {
+    "channels-last convolution": lambda: F.conv2d(LAST, SQUARE, torch.zeros(5), stride=2, padding=1),
+    "convolution": lambda: F.conv2d(X, SQUARE, dilation=2),
+    "one dimension": lambda: F.conv1d(X[:, :, 0], SQUARE[..., 0]),
+    "transposed convolution": lambda: F.conv_transpose2d(X, SQUARE.transpose(0, 1), stride=2, padding=1),
+    "grouped": lambda: F.conv2d(X, SQUARE[:4, :2], groups=4),
+    "sum": lambda: LAST + X.mean((2, 3), keepdim=True),
+    "difference of types": lambda: X.half() - 1.5 * X,
+    "quotient": lambda: 2 * X[:, :, :1] / X,
+    "linear": lambda: F.linear(ROWS, MATRIX.T, torch.zeros(4)),
+    "linear without bias": lambda: F.linear(ROWS, MATRIX.T),
+    "many matrices": lambda: ROWS[:, None] @ torch.randn(5, 8, 4),
+    "vector": lambda: ROWS @ MATRIX[:, 0],
+    "vector and matrix": lambda: ROWS[0, 0] @ MATRIX,
+    "group norm": lambda: F.group_norm(LAST, 4, torch.ones(8), torch.ones(8)),
+    "layer norm": lambda: F.layer_norm(ROWS.transpose(0, 1), (8,)),
+    "silu": lambda: F.silu(LAST[:, 2:]),
+    "gelu of a turned one": lambda: F.gelu(ROWS.transpose(1, 2)),
+    "upsampling": lambda: F.interpolate(LAST, scale_factor=2.0, mode="nearest"),
+    "upsampling to a size": lambda: F.interpolate(X, size=(7, 9), mode="nearest"),
+    "embedding": lambda: F.embedding(torch.tensor([[1, 2, 3]]), TABLE),
+    "rows by index": lambda: ROWS[torch.arange(2), torch.tensor([0, 2])],
+    "best": lambda: ROWS.argmax(-1),
+    "joined": lambda: torch.cat([LAST, LAST], 1),
+    "joined unlike": lambda: torch.cat([X, LAST], dim=-1),
+    "stacked": lambda: torch.stack([ROWS, ROWS], -1),
+    "copy": lambda: ROWS.transpose(0, 1).contiguous(),
+    "turned copy": lambda: X.contiguous(memory_format=torch.channels_last),
+    "numbers": lambda: torch.arange(3, 20, 4, device=X.device),
+    "fractions": lambda: torch.arange(0.5, 4, device=X.device),
+    "truth": lambda: X == 0,
+    "attention": lambda: F.scaled_dot_product_attention(ROWS[:, None], ROWS[:, None], ROWS[:, None]),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_an_operation_makes_is_known_as_a_cpu_makes_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        expected = RULES[name]()
+    for given in ("X", "SQUARE", "LAST", "ROWS", "MATRIX", "TABLE"):
+        monkeypatch.setitem(globals(), given, globals()[given].to(META))
+    made = RULES[name]
+    found, _ = trace(made)
+    assert found.device == META
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    whole = [side > 1 for side in found.shape]  # the step of a side of one means nothing
+    assert [s for s, w in zip(found.stride(), whole, strict=True) if w] == [
+        s for s, w in zip(expected.stride(), whole, strict=True) if w
+    ]
+

@@ -125,6 +125,28 @@ def test_the_least_that_is_named_is_enough(forecaster: Forecaster) -> None:
     assert forecaster.fit((named + 1) * 1_000_000).peak <= (named + 1) * 1_000_000
 
 
+LOOK = """
+import sys
+import torch
+from sfumato.core.request import Request
+from sfumato.engine.rates import NOMINAL
+from sfumato.engine.residence import USUAL
+from sfumato.families.load import open_model
+from sfumato.tasks.forecast import Forecaster
+
+model = open_model(sys.argv[1], device="cpu", asleep=True)
+Forecaster(model, Request("a cat", width=64, height=64), NOMINAL, packs=True).forecast(USUAL)
+sys.exit(", ".join({"sympy", "torch._dynamo", "torch.fx.experimental.symbolic_shapes"} & set(sys.modules)) or 0)
+"""
+
+
+def test_looking_ahead_does_not_import_the_compiler(folder: Path) -> None:
+    """It would take seconds, and 100 MB that nobody reckoned with."""
+    command = [sys.executable, "-c", LOOK, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_half_precision_and_parts_that_stay(folder: Path) -> None:
     full, half = (open_model(folder, device="cpu", dtype=dtype, asleep=True) for dtype in ("float32", "bfloat16"))
     narrow, wide = (Forecaster(m, REQUEST, RATES).forecast(Holding("parts")).phases[0].peak for m in (half, full))
