@@ -1,4 +1,4 @@
-"""Gathers what lies in ``benchmarks/results`` in one Markdown table: ``python -m benchmarks table``.
+"""Gathers what lies in ``benchmarks/results`` in a Markdown table, and draws its plots: ``python -m benchmarks table``.
 
 A line is one of sfumato's subjects beside one peer. Lossy ones stand beside lossy peers and beside the reference.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import RESULTS, Measured, Row
+from benchmarks.report import RESULTS, Measured, Row, plot
 
 OWN = "sfumato"
 HEAD = ("work", "ours", "beside", "seconds", "theirs", "times faster", "output", "memory, GB", "of peak")
@@ -18,6 +18,10 @@ HEAD = ("work", "ours", "beside", "seconds", "theirs", "times faster", "output",
 def main() -> None:
     for line in lines(RESULTS):
         print(line)
+    for path in RESULTS.glob("*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if rows := [read(row) for row in found["rows"] if "subjects" in row]:
+            plot(path.stem, rows, found["machine"])
 
 
 def lines(place: Path) -> Iterator[str]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Made
 from sfumato.core.config import to_dict
-from sfumato.engine.trace import META, trace, weights
+from sfumato.engine.meta import META
+from sfumato.engine.trace import trace, weights
 from sfumato.models.autoencoder import SD_VAE, AutoencoderConfig
 from sfumato.models.unet import SD1, SDXL, UNetConfig
 

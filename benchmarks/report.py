@@ -137,21 +137,29 @@ def plot(name: str, rows: list[Row], about: dict[str, str]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    labels, middles, below, above = [], [], [], []
+    bars = sum(len(row.subjects) for row in rows)
+    figure, axes = plt.subplots(figsize=(8, 0.3 * bars + 0.45 * len(rows) + 1))
+    labels: dict[float, str] = {}
+    place = 0.0
     for row in rows:
+        axes.text(0, place, row.name, fontsize=8, weight="bold", va="center", ha="left")
         for subject in row.subjects:
+            place += 1
+            labels[place] = subject
             ratios = row.ratios(subject)
-            labels.append(f"{row.name}\n{subject}")
-            middles.append(median(ratios))
-            below.append(median(ratios) - min(ratios))
-            above.append(max(ratios) - median(ratios))
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(labels) + 1.2))
-    axes.barh(range(len(labels)), middles, xerr=(below, above), color="#7a6652", ecolor="#333333", capsize=3)
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.invert_yaxis()
+            middle = median(ratios)
+            spread = [[middle - min(ratios)], [max(ratios) - middle]]
+            color = "#7a6652" if subject.startswith("sfumato") else "#c9bda9"
+            axes.barh(place, middle, xerr=spread, color=color, ecolor="#333333", capsize=3, height=0.8)
+            axes.text(max(ratios), place, f"  {middle:.2g}", fontsize=7, va="center")
+        place += 1.5
+    axes.set_yticks(list(labels), list(labels.values()), fontsize=7)
+    axes.set_ylim(place - 0.5, -0.8)
     axes.axvline(1, color="#999999", linewidth=0.8)
-    axes.set_xlabel("times faster, median and range over turns")
-    axes.set_title(f"{name}: {about['processor']}, {about['threads']} threads, torch {about['torch']}", fontsize=8)
+    axes.margins(x=0.08)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("times faster, median and range over turns", fontsize=8)
+    axes.set_title(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}", fontsize=8, loc="right")
     figure.tight_layout()
     figure.savefig(RESULTS / f"{name}.png", dpi=120)
     plt.close(figure)
