@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfumato.checkpoints.diffusers import read_part
 from sfumato.checkpoints.parts import Part
 from sfumato.core.errors import ConfigError, DataError
+from sfumato.engine.pack import FAST, pack
 from sfumato.families.dit import class_of
 from sfumato.models.clip_text import ClipText
 from sfumato.models.dit import DiT, unshared
@@ -162,6 +163,12 @@ class DiffusionTraining:
             raise ConfigError(f"There is no autoencoder in {folder}: train one first, or name one with autoencoder.")
         codec = part.load(torch.float32).requires_grad_(False)
         self.codec, self.factor = codec, codec.factor
+        frozen = cast(nn.Module, codec)
+        if self.config.cache:
+            self.latents_key = fingerprint(frozen, "latents 1", self.material.config.framing.flip > 0)
+        if self.config.train.precision == "no" and _device().type == "cpu":
+            for half in ("encoder", "decoder"):  # whose weights are few beside what they make of pictures
+                pack(frozen.get_submodule(half), FAST)
         self.scale, self.shift = part.config.scaling_factor, getattr(part.config, "shift_factor", None) or 0.0
         self.latent_channels = getattr(part.config, "dim", part.config.latent_channels)
         self.codec_part = part
@@ -233,12 +240,10 @@ class DiffusionTraining:
     def _fill_caches(self) -> None:
         """Latents of every picture and its mirror image; text states of every caption and of none."""
         if self.codec is not None:
-            assert isinstance(self.codec, nn.Module)
             mirrored = self.material.config.framing.flip > 0
-            key = fingerprint(self.codec, "latents 1", mirrored)
             contents = {i: self.material.content(i) for group in self.material.by_size() for i in group}
             self.latents = fill(
-                self.root / "training" / "cache", "latents", self.material.by_size(), contents, key,
+                self.root / "training" / "cache", "latents", self.material.by_size(), contents, self.latents_key,
                 lambda items: self._encode_pictures(items, mirrored), progress=self._telling("pictures", len(contents)),
             )
         if self.frozen is not None:
