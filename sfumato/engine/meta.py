@@ -37,10 +37,6 @@ def _like(x: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Te
     return torch.empty_strided(x.shape, steps, dtype=dtype or x.dtype, device=META)
 
 
-def _truth(x: Tensor, *_: Any) -> Tensor:
-    return _like(x, dtype=torch.bool)
-
-
 def _joint(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The shape to which all can be expanded."""
     rank = max(map(len, shapes), default=0)
@@ -48,11 +44,28 @@ def _joint(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(next((n for n in side if n != 1), 1) for side in sides)
 
 
-def _elementwise(x: Any, y: Any, **_: Any) -> Tensor:
-    tensors = [t for t in (x, y) if isinstance(t, Tensor)]
-    dtype, shape = torch.result_type(x, y), _joint([t.shape for t in tensors])
-    whole = next((t for t in tensors if t.shape == shape and t.device == META), None)
+def _spread(dtype: torch.dtype, *operands: Any) -> Tensor:
+    """Of the shape to which all operands can be expanded, lying as the first that has it."""
+    tensors = [t for t in operands if isinstance(t, Tensor)]
+    shape = _joint([t.shape for t in tensors])
+    whole = next((t for t in tensors if t.shape == shape), None)
     return torch.empty(shape, dtype=dtype, device=META) if whole is None else _like(whole, dtype=dtype)
+
+
+def _elementwise(x: Any, y: Any, **_: Any) -> Tensor:
+    return _spread(torch.result_type(x, y), x, y)
+
+
+def _added(x: Tensor, y: Tensor, z: Tensor, **_: Any) -> Tensor:
+    return _spread(x.dtype, x, y, z)
+
+
+def _compared(x: Tensor, y: Any) -> Tensor:
+    return _spread(torch.bool, x, y)
+
+
+def _chosen(condition: Tensor, x: Any, y: Any) -> Tensor:
+    return _spread(torch.result_type(x, y), condition, x, y)
 
 
 def _product(a: Tensor, b: Tensor, **_: Any) -> Tensor:
@@ -129,6 +142,16 @@ def _upsampled(x: Tensor, size: Sequence[int] | None, *rest: Any, **__: Any) -> 
     return _new(x, (*x.shape[:2], *size), _is_last(x))
 
 
+def _shuffled(x: Tensor, factor: int) -> Tensor:
+    *count, channels, height, width = x.shape
+    return _new(x, (*count, channels // factor**2, height * factor, width * factor), _is_last(x))
+
+
+def _unshuffled(x: Tensor, factor: int) -> Tensor:
+    *count, channels, height, width = x.shape
+    return _new(x, (*count, channels * factor**2, height // factor, width // factor), _is_last(x))
+
+
 def _looked_up(weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
     return _new(weight, (*indices.shape, weight.shape[1]))
 
@@ -164,7 +187,16 @@ SHAPES: Mapping[Any, Callable[..., Any]] = {
         (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.add.Scalar, _aten.mul.Scalar),
         _elementwise,
     ),
-    _aten.eq.Scalar: _truth,
+    **dict.fromkeys(
+        (
+            _aten.eq.Scalar, _aten.ne.Scalar, _aten.lt.Scalar, _aten.le.Scalar, _aten.gt.Scalar, _aten.ge.Scalar,
+            _aten.eq.Tensor, _aten.ne.Tensor, _aten.lt.Tensor, _aten.le.Tensor, _aten.gt.Tensor, _aten.ge.Tensor,
+        ),
+        _compared,
+    ),
+    _aten.addcmul.default: _added,
+    _aten.where.self: _chosen,
+    _aten.where.ScalarOther: _chosen,
     _aten.mm.default: _product,
     _aten.matmul.default: _matrices,
     _aten.bmm.default: _product,
@@ -181,6 +213,8 @@ SHAPES: Mapping[Any, Callable[..., Any]] = {
     _aten.native_layer_norm.default: _layer_normalised,
     _aten.upsample_nearest2d.default: _upsampled,
     _aten.upsample_nearest2d.vec: _upsampled,
+    _aten.pixel_shuffle.default: _shuffled,
+    _aten.pixel_unshuffle.default: _unshuffled,
     _aten.embedding.default: _looked_up,
     _aten.index.Tensor: _picked,
     _aten.argmax.default: _best,

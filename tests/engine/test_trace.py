@@ -94,6 +94,7 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "transposed convolution": lambda: F.conv_transpose2d(X, SQUARE.transpose(0, 1), stride=2, padding=1),
     "grouped": lambda: F.conv2d(X, SQUARE[:4, :2], groups=4),
     "sum": lambda: LAST + X.mean((2, 3), keepdim=True),
+    "three": lambda: torch.addcmul(ROWS[:1, :1], ROWS, ROWS[:, :1]),
     "difference of types": lambda: X.half() - 1.5 * X,
     "quotient": lambda: 2 * X[:, :, :1] / X,
     "linear": lambda: F.linear(ROWS, MATRIX.T, torch.zeros(4)),
@@ -107,6 +108,8 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "gelu of a turned one": lambda: F.gelu(ROWS.transpose(1, 2)),
     "upsampling": lambda: F.interpolate(LAST, scale_factor=2.0, mode="nearest"),
     "upsampling to a size": lambda: F.interpolate(X, size=(7, 9), mode="nearest"),
+    "shuffle": lambda: F.pixel_shuffle(LAST, 2),
+    "unshuffle": lambda: F.pixel_unshuffle(X, 3),
     "embedding": lambda: F.embedding(torch.tensor([[1, 2, 3]]), TABLE),
     "rows by index": lambda: ROWS[torch.arange(2), torch.tensor([0, 2])],
     "best": lambda: ROWS.argmax(-1),
@@ -118,6 +121,8 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "numbers": lambda: torch.arange(3, 20, 4, device=X.device),
     "fractions": lambda: torch.arange(0.5, 4, device=X.device),
     "truth": lambda: X == 0,
+    "comparison": lambda: X[:1] > LAST,
+    "choice": lambda: X.where(X[:, :1] < 0, 0.5),
     "attention": lambda: F.scaled_dot_product_attention(ROWS[:, None], ROWS[:, None], ROWS[:, None]),
 }
 

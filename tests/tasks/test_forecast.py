@@ -13,6 +13,7 @@ import sfumato
 from sfumato.cli import main
 from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
+from sfumato.core.shipped import FOLDERS, SHIPPED
 from sfumato.engine.pack import FAST
 from sfumato.engine.rates import Rates
 from sfumato.engine.ready import make_ready, packable, what_is_packed
@@ -134,15 +135,17 @@ from sfumato.engine.residence import USUAL
 from sfumato.families.load import open_model
 from sfumato.tasks.forecast import Forecaster
 
-model = open_model(sys.argv[1], device="cpu", asleep=True)
-Forecaster(model, Request("a cat", width=64, height=64), NOMINAL, packs=True).forecast(USUAL)
+for folder in sys.argv[1:]:
+    model = open_model(folder, device="cpu", asleep=True)
+    Forecaster(model, Request("a cat", width=64, height=64), NOMINAL, packs=True).forecast(USUAL)
 sys.exit(", ".join({"sympy", "torch._dynamo", "torch.fx.experimental.symbolic_shapes"} & set(sys.modules)) or 0)
 """
 
 
-def test_looking_ahead_does_not_import_the_compiler(folder: Path) -> None:
+def test_looking_ahead_does_not_import_the_compiler(folder: Path, tmp_path: Path) -> None:
     """It would take seconds, and 100 MB that nobody reckoned with."""
-    command = [sys.executable, "-c", LOOK, str(folder)]
+    tiny.pipeline("sdxl", tmp_path).save_pretrained(tmp_path / "xl")
+    command = [sys.executable, "-c", LOOK, str(folder), str(tmp_path / "xl"), str(FOLDERS[SHIPPED])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
