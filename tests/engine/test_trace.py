@@ -121,7 +121,7 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "numbers": lambda: torch.arange(3, 20, 4, device=X.device),
     "fractions": lambda: torch.arange(0.5, 4, device=X.device),
     "truth": lambda: X == 0,
-    "comparison": lambda: X[:1] > LAST,
+    "comparison": lambda: LAST.lt(LAST[:1]),
     "choice": lambda: X.where(X[:, :1] < 0, 0.5),
     "attention": lambda: F.scaled_dot_product_attention(ROWS[:, None], ROWS[:, None], ROWS[:, None]),
 }
