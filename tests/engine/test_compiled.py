@@ -38,7 +38,7 @@ def test_a_compiled_denoiser_draws_the_same(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Compiling is no more than finding the graph, which has to be one; a number is added for each that is found."""
     found: list[int] = []
     compiled = nn.Module.compile
@@ -51,7 +51,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         nn.Module, "compile", lambda network, **_: compiled(network, backend=backend, fullgraph=True, dynamic=False)
     )
-    monkeypatch.setenv(KEPT_IN, "nowhere")
+    monkeypatch.setenv(KEPT_IN, str(tmp_path / "kept"))
     torch.compiler.reset()
     return found
 
