@@ -126,11 +126,6 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
     return _new(q, (q.shape[0], q.shape[2], q.shape[1], v.shape[3])).transpose(1, 2)
 
 
-def _group_normalised(x: Tensor, *args: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    count, groups = args[2], args[5]
-    return _like(x), _new(x, (count, groups)), _new(x, (count, groups))
-
-
 def _layer_normalised(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     statistics = (*x.shape[: x.dim() - len(shape)], *(1 for _ in shape))
     return _new(x, x.shape), _new(x, statistics), _new(x, statistics)
@@ -209,7 +204,6 @@ SHAPES: Mapping[Any, Callable[..., Any]] = {
     _aten.convolution.default: _convolved,
     _aten.scaled_dot_product_attention.default: _attention,
     _aten.group_norm.default: _like,  # which PyTorch takes apart as for a device without channels-last pictures
-    _aten.native_group_norm.default: _group_normalised,
     _aten.native_layer_norm.default: _layer_normalised,
     _aten.upsample_nearest2d.default: _upsampled,
     _aten.upsample_nearest2d.vec: _upsampled,

@@ -52,13 +52,13 @@ def attend(
         tap(q, k, name)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return _wide(q, k, v, mask, causal, scale)
-    if native and mask is None and not causal:
-        return training.attention(q, k, v, scale)
-    return _attend(q, k, v, mask, causal, scale)
+    return _attend(q, k, v, mask, causal, scale, native)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    if mask is None and not causal and training.learns(q, k, v):
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, native: bool = False
+) -> Tensor:
+    if mask is None and not causal and (native or training.learns(q, k, v)):
         return training.attention(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
