@@ -27,7 +27,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 #include <sys/mman.h>
@@ -35,6 +35,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -79,6 +80,30 @@ inline IntVec dot(IntVec sum, IntVec a, IntVec b) {
   for (int byte = 0; byte < 4; byte++) sum += ((a >> 8 * byte) & 255) * ((b << (24 - 8 * byte)) >> 24);
   return sum;
 #endif
+}
+
+inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// 2^x to 2 ulp, for x <= 0: x = n + r with |r| <= 1/2, a polynomial of least relative error for 2^r, n added to the
+// exponent's bits.
+inline Vec exp2(Vec x) {
+  x = larger(x, splat(-126.f));
+  const Vec shifted = x + 12582912.f;  // 1.5 * 2^23: the low bits now hold round(x)
+  const Vec r = x - (shifted - 12582912.f);
+  Vec p = splat(1.327645836e-3f);
+  p = p * r + 9.675541727e-3f;
+  p = p * r + 5.550713320e-2f;
+  p = p * r + 2.402211972e-1f;
+  p = p * r + 6.931469670e-1f;
+  p = p * r + 1.000000072f;
+  const IntVec bits = reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23);
+  return reinterpret_cast<Vec>(bits);
 }
 
 // e^x to 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r, n added to the exponent's bits.
@@ -1060,57 +1085,78 @@ void turn_back(const float* from, int64_t stride, int64_t count, int64_t d, floa
     for (int64_t e = 0; e < d; e++) to[j * stride + e] = factor * from[e * kPanel + j];
 }
 
-constexpr int64_t kTile = 4 * 12;  // rows of a tile
+constexpr int64_t kTile = 8 * 12;  // rows of a tile
+constexpr int64_t kTogether = 4;   // panels of queries that go through the keys together, so that these are read less often
 
 // softmax(q k^T scale) v, and of each query the logarithm of its sum of exponentials, [B, heads, N].
 std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, double scale) {
   const Heads q(q_), k(k_), v(v_), y = Heads::like(q_);
-  const int64_t B = q_.size(0), heads = q_.size(1), N = q_.size(2), L = k_.size(2), d = q_.size(3), P = panels(N);
+  const int64_t B = q_.size(0), heads = q_.size(1), N = q_.size(2), L = k_.size(2), d = q_.size(3);
+  const int64_t P = (panels(N) + kTogether - 1) / kTogether;
   TORCH_CHECK(k_.sizes() == v_.sizes() && k_.size(0) == B && k_.size(1) == heads && k_.size(3) == d && L > 0,
               "attention: queries ", q_.sizes(), ", keys ", k_.sizes(), ", values ", v_.sizes());
   Tensor logs = at::empty({B, heads, N}, q_.options());
   float* lp = logs.mutable_data_ptr<float>();
+  struct Panel {  // 32 queries: turned, the sum of values so far, the greatest score, the sum of exponentials
+    float *queries, *sum;
+    Vec most[2], total[2];
+  };
   at::parallel_for(0, B * heads * P, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> room((kTile + 2 * d) * kPanel);
-    float *scores = room.data(), *queries = scores + kTile * kPanel, *sum = queries + d * kPanel;
+    std::vector<float> room((kTile + kTogether * 2 * d) * kPanel);
+    float* scores = room.data();
+    Panel panel[kTogether];
+    for (int64_t g = 0; g < kTogether; g++) {
+      panel[g].queries = scores + (kTile + g * 2 * d) * kPanel;
+      panel[g].sum = panel[g].queries + d * kPanel;
+    }
     for (int64_t task = begin; task < end; task++) {
-      const int64_t b = task / P / heads, h = task / P % heads, i = task % P * kPanel, count = std::min<int64_t>(kPanel, N - i);
+      const int64_t b = task / P / heads, h = task / P % heads, first = task % P * kTogether * kPanel;
+      const int64_t some = std::min(kTogether, panels(N - first));
       const float *keys = k.of(b, h), *values = v.of(b, h);
-      turn(q.of(b, h) + i * q.token, q.token, count, d, static_cast<float>(scale), queries);
-      Vec most[2], total[2] = {};
-      for (Vec& m : most) m = splat(-INFINITY);
+      for (int64_t g = 0; g < some; g++) {
+        const int64_t i = first + g * kPanel;
+        turn(q.of(b, h) + i * q.token, q.token, std::min<int64_t>(kPanel, N - i), d, static_cast<float>(scale * M_LOG2E), panel[g].queries);
+        for (int w = 0; w < 2; w++) panel[g].most[w] = splat(-INFINITY), panel[g].total[w] = Vec{};
+      }
       for (int64_t start = 0; start < L; start += kTile) {
         const int64_t rows = std::min(kTile, L - start);
-        multiply(keys + start * k.token, k.token, rows, queries, d, scores);
-        for (int w = 0; w < 2; w++) {
-          float* s = scores + w * kWidth;
-          Vec m = most[w];
-          for (int64_t r = 0; r < rows; r++) {
-            const Vec x = load(s + r * kPanel);
-            m = x > m ? x : m;
+        for (int64_t g = 0; g < some; g++) {
+          float* sum = panel[g].sum;
+          multiply(keys + start * k.token, k.token, rows, panel[g].queries, d, scores);
+          for (int w = 0; w < 2; w++) {
+            float* s = scores + w * kWidth;
+            Vec m = panel[g].most[w], total = panel[g].total[w];
+            for (int64_t r = 0; r < rows; r++) m = larger(load(s + r * kPanel), m);
+            if (std::memcmp(&m, &panel[g].most[w], sizeof(Vec))) {  // seldom, after the first tiles
+              const Vec factor = exp2(panel[g].most[w] - m);
+              total *= factor;
+              for (int64_t e = 0; start && e < d; e++) {
+                float* at = sum + e * kPanel + w * kWidth;
+                store(at, factor * load(at));
+              }
+            }
+            for (int64_t r = 0; r < rows; r++) {
+              const Vec p = exp2(load(s + r * kPanel) - m);
+              store(s + r * kPanel, p);
+              total += p;
+            }
+            panel[g].most[w] = m, panel[g].total[w] = total;
           }
-          const Vec factor = exp(most[w] - m);
-          total[w] *= factor, most[w] = m;
-          for (int64_t r = 0; r < rows; r++) {
-            const Vec p = exp(load(s + r * kPanel) - m);
-            store(s + r * kPanel, p);
-            total[w] += p;
-          }
-          for (int64_t e = 0; start && e < d; e++) {
-            float* at = sum + e * kPanel + w * kWidth;
-            store(at, factor * load(at));
-          }
+          multiply(values + start * v.token, 1, d, scores, rows, sum, start > 0, v.token);
         }
-        multiply(values + start * v.token, 1, d, scores, rows, sum, start > 0, v.token);
       }
-      for (int w = 0; w < 2; w++)
-        for (int64_t e = 0; e < d; e++) {
-          float* at = sum + e * kPanel + w * kWidth;
-          store(at, load(at) / total[w]);
-        }
-      turn_back(sum, y.token, count, d, 1, y.of(b, h) + i * y.token);
-      for (int64_t j = 0; j < count; j++)
-        lp[(b * heads + h) * N + i + j] = most[j / kWidth][j % kWidth] + std::log(total[j / kWidth][j % kWidth]);
+      for (int64_t g = 0; g < some; g++) {
+        const int64_t i = first + g * kPanel, count = std::min<int64_t>(kPanel, N - i);
+        const auto& [queries, sum, most, total] = panel[g];
+        for (int w = 0; w < 2; w++)
+          for (int64_t e = 0; e < d; e++) {
+            float* at = sum + e * kPanel + w * kWidth;
+            store(at, load(at) / total[w]);
+          }
+        turn_back(sum, y.token, count, d, 1, y.of(b, h) + i * y.token);
+        for (int64_t j = 0; j < count; j++)
+          lp[(b * heads + h) * N + i + j] = most[j / kWidth][j % kWidth] * M_LN2 + std::log(total[j / kWidth][j % kWidth]);
+      }
     }
   });
   return {y.kept, logs};
