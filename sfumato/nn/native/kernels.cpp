@@ -844,13 +844,13 @@ void convolve(const Tensor& x, const float* weights, const float* bias, const fl
   const float* xp = x.const_data_ptr<float>();
   float* yp = y.mutable_data_ptr<float>();
 
-  // Tiles are worked off in chunks whose transforms stay in the last-level cache; all threads share a chunk, each
-  // reading its own part of the weights, which are thereby read once a chunk.
-  const int64_t fit = kCache * at::get_num_threads() / (points * C * 4);
+  // Tiles are worked off in chunks whose transforms stay in the last-level cache; all threads share a chunk. Points are the
+  // outer loop of the products: the second-level cache holds one point's patches while its panels of weights pass by.
+  const int64_t fit = kCache * at::get_num_threads() / (points * (C + P * kPanel) * 4);
   const int64_t chunk = std::min(tiles, std::clamp(fit / kRows, int64_t(12), int64_t(1024)) * kRows);
-  const int64_t stride = chunk * C + kWidth;  // the extra keeps the points out of one cache set
-  Tensor buffer = at::empty({points * stride}, x.options());
-  float* patches = buffer.mutable_data_ptr<float>();
+  const int64_t stride = chunk * C + kWidth, plane = chunk * P * kPanel + kWidth;  // kWidth keeps points out of one cache set
+  Tensor buffer = at::empty({points * (stride + plane)}, x.options());
+  float *patches = buffer.mutable_data_ptr<float>(), *products = patches + points * stride;
 
   for (int64_t start = 0; start < tiles; start += chunk) {
     const int64_t count = std::min(chunk, tiles - start), blocks = (count + kBlock - 1) / kBlock;
@@ -861,24 +861,24 @@ void convolve(const Tensor& x, const float* weights, const float* bias, const fl
         gather_tile<M>(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
       }
     });
-    at::parallel_for(0, P * blocks, 1, [&](int64_t begin, int64_t end) {
-      const int64_t plane = std::min(kBlock, count) * kPanel + kWidth;  // of one point; the extra as above
-      const Room products(points * plane);
+    at::parallel_for(0, points * blocks * P, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
-        const int64_t p = task / blocks, first = task % blocks * kBlock, rows = std::min(kBlock, count - first);
-        for (int64_t i = 0; i < points; i++)
-          multiply(patches + i * stride + first * C, C, rows, weights + (p * points + i) * C * kPanel, C,
-                   products.at + i * plane);
-        for (int64_t t = 0; t < rows; t++) {
-          int64_t n, y0, x0;
-          tiling.find(start + first + t, n, y0, x0);
-          for (int64_t k = p * kPanel; k < std::min(K, (p + 1) * kPanel); k += kWidth) {
-            Vec b = bias ? load_some(bias + k, K - k) : Vec{};
-            if (shift) b += load_some(shift + n * K + k, K - k);
-            const int64_t offset = n * area * K + k;
-            scatter_tile<M>(products.at + t * kPanel + (k - p * kPanel), plane, tiling, y0, x0, b,
-                            residual ? residual + offset : nullptr, yp + offset, K, K - k);
-          }
+        const int64_t i = task / P / blocks, first = task / P % blocks * kBlock, p = task % P;
+        multiply(patches + i * stride + first * C, C, std::min(kBlock, count - first),
+                 weights + (p * points + i) * C * kPanel, C, products + i * plane + (p * count + first) * kPanel);
+      }
+    });
+    at::parallel_for(0, P * count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        const int64_t p = task / count, t = task % count;
+        int64_t n, y0, x0;
+        tiling.find(start + t, n, y0, x0);
+        for (int64_t k = p * kPanel; k < std::min(K, (p + 1) * kPanel); k += kWidth) {
+          Vec b = bias ? load_some(bias + k, K - k) : Vec{};
+          if (shift) b += load_some(shift + n * K + k, K - k);
+          const int64_t offset = n * area * K + k;
+          scatter_tile<M>(products + task * kPanel + (k - p * kPanel), plane, tiling, y0, x0, b,
+                          residual ? residual + offset : nullptr, yp + offset, K, K - k);
         }
       }
     });
