@@ -54,7 +54,9 @@ def turn(run: Callable[[], Tensor], keep: bool = False) -> Turn:
         output = run()
     seconds, processor = time.perf_counter() - clock, time.process_time() - processor
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    return Turn(seconds, processor, status("VmHWM"), faults, output.clone() if keep else None)
+    on_gpu = torch.cuda.is_initialized()
+    held = torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM")
+    return Turn(seconds, processor, held, faults, output.clone() if keep else None)
 
 
 class Process:
@@ -299,7 +301,10 @@ def status(entry: str) -> int:
 
 
 def reset_peak() -> None:
-    """Start the process's high-water mark anew, where the system lets us; else the mark is that of its whole life."""
+    """Start the high-water marks anew: a GPU's, and the process's where the system lets us, which else is that of its
+    whole life."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -14,7 +14,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -22,14 +22,17 @@ from torch import Tensor
 import sfumato
 from benchmarks.harness import turn
 from benchmarks.report import Measured, Row, machine, report, table
-from benchmarks.shipped import MODEL, PROMPTS, shown
+from benchmarks.shipped import MODEL, PROMPTS, prompts_of, shown
 from sfumato.engine import lossy
 from sfumato.engine.allocator import keep_freed_memory
+from sfumato.engine.pack import Eight
 from sfumato.training.evaluate.likeness import psnr
 
 KEPT = Path(lossy.__file__).with_name("measured.json")
-INT8 = "int8"
-"""Not a mode of a request but a way to open the model (``quantize``), measured beside them."""
+EIGHT: tuple[Eight, ...] = get_args(Eight)
+"""Not modes of a request but ways to open the model (``quantize``), measured beside them."""
+UNTIMED = "fp8"
+"""A CPU has no instructions for it: what it takes there says nothing."""
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     model, vae_tiny, prompts = chosen.model, chosen.vae_tiny, chosen.prompts
     keep_freed_memory()
     plain = sfumato.load(model, device="cpu", vae_tiny=vae_tiny)
-    coarse = sfumato.load(model, device="cpu", quantize="int8")
+    coarse = {eight: sfumato.load(model, device="cpu", quantize=eight) for eight in EIGHT}
     about = machine()
 
     subjects: dict[str, tuple[Any, tuple[str, ...]]] = {"exact": (plain, ())}
@@ -52,14 +55,14 @@ def main(arguments: Sequence[str] = ()) -> None:
         else:
             subjects[str(mode)] = (plain, (name,))
     fast = ",".join(map(str, lossy.read(("fast",), plain.model)))
-    subjects |= {fast: (plain, ("fast",)), INT8: (coarse, ())}
+    subjects |= {fast: (plain, ("fast",)), **{eight: (pipe, ()) for eight, pipe in coarse.items()}}
 
-    texts = bool(plain.model.text_parts)
-    asked: dict[str, Any] = {} if texts else {"steps": 25, "cfg_scale": 1.0}
+    texts = prompts_of(model) if plain.model.text_parts else [""] * len(PROMPTS)
+    asked: dict[str, Any] = {} if plain.model.text_parts else {"steps": 25, "cfg_scale": 1.0}
 
     def draw(label: str, seed: int) -> Tensor:
         pipe, modes = subjects[label]
-        made = pipe(PROMPTS[seed] if texts else "", seed=seed, lossy=modes, **asked)
+        made = pipe(texts[seed], seed=seed, lossy=modes, **asked)
         return torch.from_numpy(made.pictures[0].pixels)
 
     for label in subjects:
@@ -82,23 +85,24 @@ def main(arguments: Sequence[str] = ()) -> None:
             print(f"{label} is left out: it changes nothing in this model.")
             del quality[label], measured[label]
 
-    settled = plain(PROMPTS[0] if texts else "", seed=0, **asked).pictures[0].recipe["request"]
+    timed = {label: found for label, found in measured.items() if label != UNTIMED}
+    settled = plain(texts[0], seed=0, **asked).pictures[0].recipe["request"]
     size = f"{settled['width']} x {settled['height']}, {settled['steps']} steps, guidance {settled['cfg_scale']:g}"
     row = Row(
-        f"{shown(model)}, {size}, {prompts} prompts", measured,
-        {label: float((pictures[label].double() - exact).norm() / exact.double().norm()) for label in measured},
+        f"{shown(model)}, {size}, {prompts} prompts", timed,
+        {label: float((pictures[label].double() - exact).norm() / exact.double().norm()) for label in timed},
         notes={f"PSNR of {label}": f"{median(q):.1f} dB ({min(q):.1f}-{max(q):.1f})" for label, q in quality.items()},
-        lossy=[*quality], psnr={label: median(q) for label, q in quality.items()},
+        lossy=[label for label in quality if label in timed],
+        psnr={label: median(q) for label, q in quality.items() if label in timed},
     )  # fmt: skip
     if prompts < len(PROMPTS):
         print(table([row]))
         return
     report("lossy" if model == MODEL else f"lossy_{shown(model)}", [row], about)
-    seconds = {label: median(taken.seconds) for label, taken in measured.items()}
-    modes = {
-        label: {"psnr": round(median(q), 2), "faster": round(seconds["exact"] / seconds[label], 3)}
-        for label, q in quality.items()
-    }  # fmt: skip
+    modes = {label: {"psnr": round(median(q), 2)} for label, q in quality.items()}
+    for label, found in modes.items():
+        if label in timed:
+            found["faster"] = round(median(timed["exact"].seconds) / median(timed[label].seconds), 3)
     where = f"{row.name} (medians; {about['processor']}, {about['threads']} threads)"
     kept = {**json.loads(KEPT.read_text(encoding="utf-8")), shown(model): {"on": where, "modes": modes}}
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

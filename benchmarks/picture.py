@@ -8,6 +8,7 @@ that see ``benchmarks.lossy``). stable-diffusion.cpp draws from noise of its own
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from benchmarks.harness import Made, Process, Subject, compare
 from benchmarks.options import options
 from benchmarks.report import machine, report
 from benchmarks.sd_cpp import StableDiffusionCpp
+from sfumato.engine.pack import Eight
 
-LOSSY = ("OpenVINO int8", "sfumato int8", "sfumato fast", "sfumato int8 fast")
+LOSSY = ("OpenVINO int8", "sfumato int8", "sfumato fast", "sfumato int8 fast", "sfumato fp8", "sfumato fp8 compiled")
 SCALE = 7.5
 
 
@@ -29,31 +31,52 @@ def main(arguments: Sequence[str] = ()) -> None:
     flags.add_argument("--sizes", nargs="+", type=int, default=[256, 512], help="pixels")
     flags.add_argument("--counts", nargs="+", type=int, default=[1, 4], help="pictures at once")
     flags.add_argument("--steps", type=int, default=20)
+    flags.add_argument("--device", default="cpu", help="on another than the CPU: diffusers, eager and compiled")
+    flags.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     chosen = flags.parse_args(arguments)
     name = chosen.model
     folders.folder(name), folders.tiny_decoder()
     for count in chosen.counts:
         for side in chosen.sizes:
             about, told = machine(), (name, side, chosen.steps, count)
-            subjects: dict[str, Subject] = {
-                "diffusers": Process(diffusers, *told),
-                "diffusers compiled": Process(diffusers, *told, True),
-                "OpenVINO": Process(openvino, *told),
-                "stable-diffusion.cpp": StableDiffusionCpp(*told[1:]),
-                "sfumato": Process(sfumato, *told),
-                "OpenVINO int8": Process(openvino, *told, True),
-                "sfumato int8": Process(sfumato, *told, "int8"),
-                "sfumato fast": Process(sfumato, *told, "fast"),
-                "sfumato int8 fast": Process(sfumato, *told, "int8 fast"),
-            }
-            what = f"{'picture' if count == 1 else f'{count} pictures'}, {peers.TITLES[name]}"
+            exact = (chosen.device, chosen.dtype) == ("cpu", "float32")
+            subjects = on_cpu(told) if exact else elsewhere(told, chosen.device, chosen.dtype)
             row = compare(
-                f"{what}, {side} x {side}, {chosen.steps} steps", chosen.of(subjects), chosen.turns, warmups=0,
-                rounds=chosen.rounds, lossy=LOSSY, span=255.0,
-                # Pixels are rounded to 8 bits on one side only: half a step of 255 is within the limit.
-                limit=5e-3, work=work(name, side, chosen.steps, count),
+                f"{what}, {side} x {side}, {chosen.steps} steps{'' if exact else f', {chosen.dtype}'}",
+                chosen.of(subjects), chosen.turns, warmups=0, rounds=chosen.rounds, lossy=LOSSY, span=255.0,
+                # Pixels are rounded to 8 bits on one side only: half a step of 255 is within the limit. In half
+                # precision each step rounds what the last one left.
+                limit=5e-3 if exact else 0.1, work=work(name, side, chosen.steps, count) if exact else 0.0,
             )  # fmt: skip
-            report(f"picture_{name}_{side}" + (f"_x{count}" if count > 1 else ""), [row], about, chosen.trial)
+            kind = f"picture_{name}_{side}" + (f"_x{count}" if count > 1 else "")
+            report(kind if exact else f"{kind}_{chosen.device}_{chosen.dtype}", [row], about, chosen.trial)
+
+
+def on_cpu(told: tuple[str, int, int, int]) -> dict[str, Subject]:
+    """All peers, in float32."""
+    return {
+        "diffusers": Process(diffusers, *told),
+        "diffusers compiled": Process(diffusers, *told, True),
+        "OpenVINO": Process(openvino, *told),
+        "stable-diffusion.cpp": StableDiffusionCpp(*told[1:]),
+        "sfumato": Process(sfumato, *told),
+        "OpenVINO int8": Process(openvino, *told, True),
+        "sfumato int8": Process(sfumato, *told, "int8"),
+        "sfumato fast": Process(sfumato, *told, "fast"),
+        "sfumato int8 fast": Process(sfumato, *told, "int8 fast"),
+    }
+
+
+def elsewhere(told: tuple[str, int, int, int], device: str, dtype: str) -> dict[str, Subject]:
+    """Beside diffusers, eager and compiled."""
+    return {
+        "diffusers": Process(diffusers, *told, False, device, dtype),
+        "diffusers compiled": Process(diffusers, *told, True, device, dtype),
+        "sfumato": Process(sfumato, *told, "", device, dtype),
+        "sfumato compiled": Process(sfumato, *told, "compiled", device, dtype),
+        "sfumato fp8": Process(sfumato, *told, "fp8", device, dtype),
+        "sfumato fp8 compiled": Process(sfumato, *told, "fp8 compiled", device, dtype),
+    }
 
 
 def work(name: str, side: int, steps: int, count: int) -> float:
@@ -62,8 +85,10 @@ def work(name: str, side: int, steps: int, count: int) -> float:
     return steps * peers.unet_work(peers.UNETS[name], size, count) + peers.decoder_work(peers.VAES[name], size, count)
 
 
-def diffusers(name: str, side: int, steps: int, count: int, compiled: bool = False) -> Made:
-    theirs = folders.peer(name)
+def diffusers(
+    name: str, side: int, steps: int, count: int, compiled: bool = False, device: str = "cpu", dtype: str = "float32"
+) -> Made:
+    theirs = folders.peer(name, torch_dtype=getattr(torch, dtype)).to(device)
     if compiled:
         theirs.unet, theirs.vae.decode = torch.compile(theirs.unet), torch.compile(theirs.vae.decode)
     return drawn_by(theirs, side, steps, count), {}
@@ -93,18 +118,22 @@ def draw_theirs(theirs: object, side: int, count: int, steps: int) -> Tensor:
         folders.PROMPT, negative_prompt=folders.NEGATIVE, width=side, height=side, num_inference_steps=steps,
         guidance_scale=SCALE, num_images_per_prompt=count, generator=seeded, output_type="pt",
     ).images  # fmt: skip
-    return found * 255.0
+    return found.float().cpu() * 255.0
 
 
-def sfumato(name: str, side: int, steps: int, count: int, how: str = "") -> Made:
-    """``how``: ``int8``, ``fast``, both, or neither."""
+def sfumato(
+    name: str, side: int, steps: int, count: int, how: str = "", device: str = "cpu", dtype: str = "float32"
+) -> Made:
+    """``how``: ``int8``, ``fp8``, ``fast``, ``compiled``, several of them, or none."""
     import sfumato
     from sfumato.engine.allocator import keep_freed_memory
 
     keep_freed_memory()
-    fast, int8 = how.endswith("fast"), how.startswith("int8")
+    ways = how.split()
+    fast = "fast" in ways
     pipe = sfumato.load(
-        str(folders.folder(name)), device="cpu", quantize="int8" if int8 else None,
+        str(folders.folder(name)), device=device, dtype=dtype, compile="default" if "compiled" in ways else None,
+        quantize=next((way for way in get_args(Eight) if way in ways), None),
         vae_tiny=folders.tiny_decoder() if fast else None,
     )  # fmt: skip
 

@@ -24,7 +24,8 @@ class Measured:
     Attributes:
         seconds: on the clock, one a turn.
         processor: seconds of all threads, one a turn.
-        memory: bytes that the process held at most during a turn, weights and interpreter included.
+        memory: bytes that the process held at most during a turn, weights and interpreter included; with a GPU, what
+            PyTorch had allocated there.
         faults: pages that had to be fetched in a turn, the median.
     """
 
@@ -83,6 +84,8 @@ def machine() -> dict[str, str]:
         found["processor"] = next((line.split(":")[1].strip() for line in cpu if line.startswith("model name")), "?")
     except OSError:
         found["processor"] = platform.processor()
+    for i in range(torch.cuda.device_count()):
+        found[f"cuda:{i}"] = torch.cuda.get_device_name(i)
     found["cores"] = str(os.cpu_count())
     found["threads"] = str(torch.get_num_threads())
     found["instructions"] = torch.backends.cpu.get_cpu_capability()
@@ -159,7 +162,8 @@ def plot(name: str, rows: list[Row], about: dict[str, str]) -> None:
     axes.margins(x=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("times faster, median and range over turns", fontsize=8)
-    axes.set_title(f"{about['processor']}, {about['threads']} threads, torch {about['torch']}", fontsize=8, loc="right")
+    where = about.get("cuda:0") or f"{about['processor']}, {about['threads']} threads"
+    axes.set_title(f"{where}, torch {about['torch']}", fontsize=8, loc="right")
     figure.tight_layout()
     figure.savefig(RESULTS / f"{name}.png", dpi=120)
     plt.close(figure)

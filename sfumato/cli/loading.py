@@ -24,9 +24,9 @@ class Loading:
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, "precision; the device's best unless given"] = (
         None
     )
-    quantize: Annotated[Literal["int8"] | None, "CPU: the denoiser multiplies in 8 bits; faster, lossy"] = (
-        None
-    )
+    quantize: Annotated[
+        Literal["int8", "fp8"] | None, "the denoiser multiplies in 8 bits, faster and lossy: int8 on CPUs, fp8 on GPUs",
+    ] = None
     compile: Annotated[
         Literal["default", "reduce-overhead", "max-autotune"] | None,
         "leave the denoiser to torch.compile: the first picture of a size takes minutes more, once a machine",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,8 +15,12 @@ from sfumato.engine.allocator import return_freed_memory
 from sfumato.nn import int8 as coarse
 from sfumato.nn import native
 from sfumato.nn.embeddings import TimestepEmbedding
+from sfumato.nn.float8 import Float8Linear
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
 from sfumato.nn.transformer import FUSED, PROJECTIONS, Attention, CrossAttention
+
+Eight = Literal["int8", "fp8"]
+"""Ways to multiply in 8 bits: whole numbers (``sfumato.nn.int8``), floating-point ones (``sfumato.nn.float8``)."""
 
 SMALL, BALANCED, LARGE, FAST = 0.0, 0.25, 0.7, inf
 """Values of ``growth``: nothing transformed; convolutions on large pictures; nearly all that gain; all that gain.
@@ -43,14 +48,14 @@ class Packing:
     Attributes:
         layers: replaced.
         winograd: of these, convolutions with transformed weights.
-        int8: of these, layers that multiply in 8 bits.
+        eight: of these, layers that multiply in 8 bits.
         before, after: bytes of all weights of the network.
         why: where native kernels are not used, the reason; else empty.
     """
 
     layers: int = 0
     winograd: int = 0
-    int8: int = 0
+    eight: int = 0
     before: int = 0
     after: int = 0
     why: str = ""
@@ -58,22 +63,23 @@ class Packing:
 
 def pack(
     network: nn.Module, growth: float = BALANCED, packed_now: Callable[[str], None] = lambda name: None,
-    int8: bool = False, shapes: Mapping[str, Sequence[int]] = MappingProxyType({}), side: int = 64,
+    eight: Eight | None = None, shapes: Mapping[str, Sequence[int]] = MappingProxyType({}), side: int = 64,
 ) -> Packing:
     """Replace convolutions, linear layers and normalisations of a network by native ones, in place.
 
     Outputs stay the same to rounding (1e-5 relative). Afterwards the network can no longer be trained, saved, moved or
     cast, so adapters and checkpoints come first. Packed weights replace the plain ones, layer by layer. Where the
-    native kernels or the network's device and precision do not allow it, the network stays as it is.
+    native kernels or the network's device and precision do not allow it, layers stay as they are.
 
     Args:
         network: built from ``sfumato.nn.layers``, float32, on the CPU; or on the meta device, to see what would come.
         growth: how much larger all weights together may become, as a fraction, by transforming those of 3 x 3
             convolutions for Winograd's algorithm, where a byte saves the most multiplications first.
         packed_now: is told the name of each layer whose plain weights are needed no more.
-        int8: multiply in 8 bits, which is lossy (``sfumato.nn.int8``), wherever a layer has ``NARROW`` channels or more
-            in and out: not in the first and the last, nor where the text's keys and values are made. Without native
-            kernels this is done in plain PyTorch, with the same result, and slower than float32.
+        eight: multiply in 8 bits, which is lossy, wherever a layer has ``NARROW`` channels or more in and out: not in
+            the first and the last, nor where the text's keys and values are made. ``int8`` is for float32 on the CPU;
+            without native kernels it is done in plain PyTorch, with the same result, and slower than float32. ``fp8``
+            is for linear layers on any device, and fast where the chip has such products.
         shapes: of the pictures [B, C, H, W] that convolutions will be given, by the layers' names, where that is known.
         side: of the pictures that come out of the network, by which shapes are guessed where they are not known.
     """
@@ -81,15 +87,14 @@ def pack(
         raise ConfigError(f"growth = {growth}: must be 0 or more.")
     before = _size(network)
     kinds = {(p.device.type, p.dtype) for p in network.parameters()}
-    if kinds not in ({("cpu", torch.float32)}, {("meta", torch.float32)}):
-        return Packing(before=before, after=before, why="the network is not in float32 on the CPU")
-    fast = native.available()
-    why = "" if fast else native.why()
-    if not fast and not int8:
+    exact = kinds in ({("cpu", torch.float32)}, {("meta", torch.float32)})
+    fast = exact and native.available()
+    why = "" if fast else native.why() if exact else "the network is not in float32 on the CPU"
+    if not fast and not (eight == "fp8" or (eight and exact)):
         return Packing(before=before, after=before, why=why)
     from sfumato.nn.native import layers as packed  # only now: its operators exist once the library is loaded
 
-    transformed = {} if int8 else _choose(network, growth * before, shapes, side)
+    transformed = _choose(network, growth * before, shapes, side) if fast and eight != "int8" else {}
     network.eval().requires_grad_(False)
     places = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     twice = {module for module, count in places.items() if count > 1}
@@ -99,6 +104,9 @@ def pack(
     layers = eights = freed = 0
 
     def in_eight(layer: nn.Module) -> nn.Module | None:
+        if eight == "fp8":
+            wide = type(layer) is Linear and min(layer.in_features, layer.out_features) >= NARROW
+            return Float8Linear(layer) if wide and Float8Linear.fits(layer) else None
         if type(layer) is Conv2d and _regular(layer) and min(layer.in_channels, layer.out_channels) >= NARROW:
             return packed.PackedInt8Conv2d(layer) if fast else coarse.Int8Conv2d(layer)
         if type(layer) is Linear and min(layer.in_features, layer.out_features) >= NARROW:
@@ -116,7 +124,7 @@ def pack(
             return packed.PackedConv2d(layer)
         if type(layer) is Linear:
             return packed.PackedLinear(layer)
-        if type(layer) is GEGLU and layer.proj.out_features % 64 == 0:
+        if type(layer) is GEGLU and layer.proj.out_features % 64 == 0 and eight != "fp8":
             return packed.PackedGEGLU(layer)
         if type(layer) is GroupNorm and layer.affine:
             return packed.FusedGroupNorm(layer)
@@ -134,13 +142,13 @@ def pack(
             if name == "time_emb_proj":
                 continue
             of_text = isinstance(parent, CrossAttention) and name in ("to_k", "to_v")
-            eight = in_eight(child) if int8 and not of_text and child not in made else None
-            new = made.get(child) or eight or stand_in(child)
+            coarser = in_eight(child) if eight and not of_text and child not in made else None
+            new = made.get(child) or coarser or stand_in(child)
             if new is None:
                 walk(child, f"{prefix}{name}.")
                 continue
             layers += child not in made
-            eights += eight is not None
+            eights += coarser is not None
             if child in twice:
                 made[child] = new
             setattr(parent, name, new)
@@ -152,7 +160,7 @@ def pack(
                 freed = give_back()
 
     def give_back() -> int:
-        if kinds != {("meta", torch.float32)}:
+        if all(device == "cpu" for device, _ in kinds):
             return_freed_memory()  # the plain weights', where they were no pages of a file
         return 0
 

@@ -12,36 +12,54 @@ from sfumato.core.sizes import show_bytes
 from sfumato.engine import lossy
 from sfumato.engine.allocator import return_freed_memory
 from sfumato.engine.compiled import Mode, compile_denoiser
-from sfumato.engine.pack import BALANCED, FAST, SMALL, Packing, pack
+from sfumato.engine.pack import BALANCED, FAST, SMALL, Eight, Packing, pack
 from sfumato.engine.residence import rest, wake
 from sfumato.families.types import TINY, Model
+from sfumato.nn import float8
 from sfumato.nn.transformer import Attention
 
 Shapes = Mapping[str, Sequence[int]]
 
 
-def check_int8(model: Model) -> None:
-    """Refuse to multiply in 8 bits elsewhere than on the CPU in float32."""
-    if (model.device.type, model.dtype) != ("cpu", torch.float32):
+def check_eight(model: Model, eight: Eight) -> None:
+    """Refuse to multiply in 8 bits where it cannot be done.
+
+    Raises:
+        ConfigError: ``int8`` elsewhere than on the CPU in float32; ``fp8`` on a GPU whose chip has no such products.
+    """
+    where = f"{model.device} in {str(model.dtype).removeprefix('torch.')}"
+    if eight == "int8" and not _is_exact(model):
         raise ConfigError(
-            f"quantize = 'int8' is for the CPU in float32, and this is on {model.device} in {model.dtype}: leave it "
-            "out, or open the model there."
+            f"quantize = 'int8' is for the CPU in float32, and this is on {where}: leave it out, open the model there, "
+            "or try 'fp8'."
         )
+    if eight == "fp8" and model.device.type != "cpu" and (why := float8.why_not(model.device) or _too_fine(model)):
+        raise ConfigError(f"quantize = 'fp8' cannot be had on {where}: {why}. Leave it out.")
+
+
+def _is_exact(model: Model) -> bool:
+    """Whether layers can be packed for the CPU."""
+    return (model.device.type, model.dtype) == ("cpu", torch.float32)
+
+
+def _too_fine(model: Model) -> str:
+    return "what is between the products would be in float32" if model.dtype == torch.float32 else ""
 
 
 def make_ready(
-    model: Model, int8: bool = False, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}), why: str = "",
+    model: Model, eight: Eight | None = None, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}), why: str = "",
     again: bool = False, compiled: Mode | None = None,
 ) -> list[str]:
     """Pack the denoiser and the decoders for the CPU, where native kernels are to be had.
 
-    On a GPU, and in half precision, the denoiser's self-attentions make queries, keys and values by one product.
+    On a GPU, and in half precision, the denoiser's self-attentions make queries, keys and values by one product, and
+    its linear layers may multiply in 8 bits.
 
     Afterwards the networks can no longer be trained or changed. What was done, or why nothing was, is added to the
     model's notes.
 
     Args:
-        int8: the denoiser multiplies in 8 bits, which is lossy; see ``pack``.
+        eight: how the denoiser multiplies in 8 bits, if it does, which is lossy; see ``pack``.
         growth: how much larger the denoiser's weights may become; with 0 the decoders' do not grow either.
         shapes: of the pictures that the denoiser's convolutions will be given, by the layers' names.
         why: so much and no more, for the notes.
@@ -52,31 +70,36 @@ def make_ready(
         The notes that were added.
 
     Raises:
-        ConfigError: ``int8`` elsewhere than on the CPU in float32.
+        ConfigError: ``eight`` cannot be had here; see ``check_eight``.
     """
-    if int8:
-        check_int8(model)
+    if eight is not None:
+        check_eight(model, eight)
     if compiled is not None:
         compile_denoiser(model, compiled)
-    if (model.device.type, model.dtype) != ("cpu", torch.float32):
+    if not _is_exact(model):
         fuse(model)
-    if model.device.type != "cpu":
-        return []
-    names = packable(model)[: 1 if again else None][0 if compiled is None else 1 :]
+    names = packable(model, eight)[: 1 if again else None]
+    if compiled is not None and eight is None:
+        names = [name for name in names if name != model.family.denoiser]
     for name in names:
         wake(model, name)
-    done = pack_parts(model, model.parts, int8, growth, shapes, names, partial(_release, model))
+    done = pack_parts(model, model.parts, eight, growth, shapes, names, partial(_release, model))
     model.packed.update(name for name, packing in zip(names, done, strict=True) if packing.layers)
     if again:
         return []
     notes = []
-    if count := sum(packing.int8 for packing in done):
-        model.opened = {**model.opened, "quantize": "int8"}  # a picture's recipe tells it
-        notes.append(f"Multiplied in 8 bits in {count} layers of the denoiser: lossy. {lossy.costs(['int8'])}")
-    if reason := next((packing.why for packing in done if packing.why), ""):
+    if count := sum(packing.eight for packing in done):
+        assert eight is not None
+        model.opened = {**model.opened, "quantize": eight}  # a picture's recipe tells it
+        notes.append(f"Multiplied in 8 bits ({eight}) in {count} layers of the denoiser: lossy. {lossy.costs([eight])}")
+        if eight == "fp8" and (why_slow := float8.why_not(model.device)):
+            notes.append(f"Products in fp8 are slower here than in full: {why_slow}.")
+    if model.device.type != "cpu":
+        pass  # native kernels are for CPUs
+    elif reason := next((packing.why for packing in done if packing.why), ""):
         notes.append(f"Without native kernels, so slower: {reason}.")
     else:
-        if int8 or compiled is not None:
+        if eight == "int8" or compiled is not None:
             why = ""
         elif done[0].after < 0.98 * (1 + growth) * done[0].before:
             why = "all that helps"
@@ -99,13 +122,15 @@ def fuse(model: Model) -> None:
             model.packed.add(model.family.denoiser)
 
 
-def packable(model: Model) -> list[str]:
-    """The parts that are packed: the denoiser first, then what decodes."""
+def packable(model: Model, eight: Eight | None = None) -> list[str]:
+    """The parts whose layers are replaced on the model's device: the denoiser first, then what decodes."""
+    if model.device.type != "cpu":
+        return [model.family.denoiser] if eight is not None else []
     return [name for name in (model.family.denoiser, "vae", TINY) if name in model.parts]
 
 
 def pack_parts(
-    model: Model, parts: Mapping[str, nn.Module], int8: bool, growth: float, shapes: Shapes, names: Sequence[str],
+    model: Model, parts: Mapping[str, nn.Module], eight: Eight | None, growth: float, shapes: Shapes, names: Sequence[str],
     packed_now: Callable[[str, str], None] = lambda name, layer: None,
 ) -> list[Packing]:
     """Pack a model's parts, or outlines of them on the meta device, in place.
@@ -120,7 +145,7 @@ def pack_parts(
         network = what_is_packed(model, parts, name)
         if name == model.family.denoiser:
             side = model.size // model.latent.factor
-            done.append(pack(network, growth, partial(packed_now, name), int8, shapes, side))
+            done.append(pack(network, growth, partial(packed_now, name), eight, shapes, side))
         else:
             # Its weights are few and its pictures large: there transformed weights cost little and gain most.
             most = FAST if growth > SMALL else SMALL

@@ -16,7 +16,7 @@ from sfumato.core.sizes import show_bytes
 from sfumato.engine.decode import OVERLAP, TILE, tile_of
 from sfumato.engine.denoiser import Ask, Denoiser, Place
 from sfumato.engine.meta import META
-from sfumato.engine.pack import FAST, SMALL
+from sfumato.engine.pack import FAST, SMALL, Eight
 from sfumato.engine.rates import Rates, free, resident
 from sfumato.engine.ready import Shapes, pack_parts, packable, what_is_packed
 from sfumato.engine.residence import USUAL, Holding, Where
@@ -117,8 +117,8 @@ class Forecaster:
 
     Args:
         rates: of the models' device in their precision.
-        packs: the models' layers may still be packed, where the machine has native kernels.
-        int8: packed, the denoiser multiplies in 8 bits.
+        packs: the models' layers may still be packed, where the machine has native kernels or 8 bits are asked for.
+        eight: how the denoiser, packed, multiplies in 8 bits, if it does.
 
     Raises:
         RequestError: the request cannot be drawn.
@@ -126,14 +126,14 @@ class Forecaster:
 
     def __init__(
         self, model: Model, request: Request, rates: Rates, refiner: Model | None = None, packs: bool = False,
-        int8: bool = False,
+        eight: Eight | None = None,
     ) -> None:
         self.rates = rates
         self.settled = settle(request, model)
         self.cpu = model.device.type == "cpu"
         exact = (model.device.type, model.dtype) == ("cpu", torch.float32)
-        self.packs = packs and exact and not model.packed and (int8 or native.available())
-        self.int8 = int8
+        self.packs = packs and not model.packed and (eight is not None or (exact and native.available()))
+        self.eight = eight
         self.ways = [(model, self.settled.sigmas)]
         if refiner is not None and request.refiner_start is not None:
             at, sigmas = handover(self.settled, request.refiner_start), self.settled.sigmas
@@ -147,7 +147,7 @@ class Forecaster:
         if growth is not None:
             shapes = self.shapes(Holding(growth=growth))
             for stage in stages:
-                stage.pack(growth, self.int8, shapes if stage is stages[0] else {})
+                stage.pack(growth, self.eight, shapes if stage is stages[0] else {})
         return stages
 
     def stages(self, holding: Holding) -> "list[_Stage]":
@@ -172,6 +172,8 @@ class Forecaster:
         Args:
             limit: bytes of the process; None: what it has, and ``SHARE`` of what is free now.
         """
+        if not self.cpu:
+            return Growth(SMALL, {}, "all that helps")  # which is none: convolutions stay as they are
         bound, said = limit, "the limit allows"
         if bound is None:
             left = free()
@@ -179,7 +181,7 @@ class Forecaster:
             said = f"fits into {show_bytes(left)} of free memory"
         stages = self._stages(True, None)
         denoisers = sum(size(stage.model.network) for stage in stages)
-        decoders = sum(stage.packs() for stage in stages) - denoisers
+        decoders = sum(stage.packs(self.eight) for stage in stages) - denoisers
         held = self.rates.process + sum(size(part) for stage in stages for part in stage.outlines.values())
         if 3 * (denoisers + decoders) <= (LARGEST - 1) * held:  # there is no need to count any closer
             all_of_it = held + 3 * (denoisers + decoders) if limit is None else self.forecast(Holding(growth=FAST)).peak
@@ -201,9 +203,11 @@ class Forecaster:
         if found.most is None:
             return self.forecast(USUAL), found.notes
         forecast = self.forecast(replace(USUAL, growth=found.most))
-        plain, packed = (sum(stage.packs() for stage in self.stages(h)) for h in (USUAL, forecast.holding))
+        plain, packed = (sum(stage.packs(self.eight) for stage in self.stages(h)) for h in (USUAL, forecast.holding))
         told = f"{show_bytes(packed)} where they took {show_bytes(plain)}"
-        return forecast, [f"Native kernels, whose weights take {told}{'' if self.int8 else f': {found.why}'}."]
+        if not self.cpu:
+            return forecast, [f"The denoiser multiplies in 8 bits, and its weights take {told}."]
+        return forecast, [f"Native kernels, whose weights take {told}{'' if self.eight == 'int8' else f': {found.why}'}."]
 
     def fit(self, limit: int) -> Forecast:
         """The fastest way that stays within so many bytes; exact ways are preferred to tiles, tiles to layers.
@@ -220,7 +224,7 @@ class Forecaster:
             most = self.growth(limit).most or SMALL
             whole: list[tuple[Where, bool, float | None]] = [("resident", False, most), ("resident", False, SMALL)]
             ways = [*whole, *ways[:2], ("resident", True, SMALL), *ways[2:]]
-        if self.int8:
+        if self.eight:
             ways = [way for way in ways if way[0] == "resident" and (way[2] is not None) == self.packs]
         for where, tiled, growth in ways:
             for holding in self._holdings(where, tiled, growth, limit):
@@ -230,7 +234,7 @@ class Forecaster:
                 least = found if least is None or found.peak < least.peak else least
         assert least is not None  # there are ways
         worst = max(least.phases, key=lambda phase: phase.peak)
-        held = "in 8 bits" if self.int8 else "even with each layer in memory only while it computes"
+        held = "in 8 bits" if self.eight else "even with each layer in memory only while it computes"
         raise CapacityError(
             f"This request needs at least {show_bytes(least.peak)} of memory ({worst.name}), {held}; the limit is "
             f"{show_bytes(limit)}. Allow more, or draw smaller pictures."
@@ -371,17 +375,18 @@ class _Stage:
         self._ready = cache(self._prepared)
         self.steps = cache(self._steps)
 
-    def pack(self, growth: float, int8: bool, shapes: Shapes) -> None:
+    def pack(self, growth: float, eight: Eight | None, shapes: Shapes) -> None:
         """Replace the outlines' layers by packed ones."""
-        pack_parts(self.model, self.outlines, int8, growth, shapes, packable(self.model))
-        self._weigh(packable(self.model))
+        names = packable(self.model, eight)
+        pack_parts(self.model, self.outlines, eight, growth, shapes, names)
+        self._weigh(names)
 
     def _weigh(self, names: Iterable[str]) -> None:
         self.packed = {name: size(what_is_packed(self.model, self.outlines, name)) for name in names}
 
-    def packs(self) -> int:
+    def packs(self, eight: Eight | None) -> int:
         """Bytes of what would be packed, as it is now."""
-        return sum(size(what_is_packed(self.model, self.outlines, name)) for name in packable(self.model))
+        return sum(size(what_is_packed(self.model, self.outlines, name)) for name in packable(self.model, eight))
 
     def shapes(self) -> Shapes:
         """Of the pictures that the denoiser's convolutions are given, by their names."""

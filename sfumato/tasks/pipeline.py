@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -14,9 +14,9 @@ from sfumato.core.shipped import SHIPPED
 from sfumato.core.sizes import parse_bytes, show_bytes
 from sfumato.engine.compiled import Mode
 from sfumato.engine.driver import OnStep
-from sfumato.engine.pack import BALANCED
+from sfumato.engine.pack import BALANCED, Eight
 from sfumato.engine.rates import NOMINAL, Rates, known, rates
-from sfumato.engine.ready import Shapes, check_int8, make_ready, unpack
+from sfumato.engine.ready import Shapes, check_eight, make_ready, unpack
 from sfumato.families.adapt import adapt
 from sfumato.families.load import open_model
 from sfumato.families.types import Model
@@ -27,7 +27,7 @@ from sfumato.tasks.text_to_image import Result
 
 def load(
     source: str = SHIPPED, *, refiner: str | None = None, optimize: bool = True, max_memory: str | int | None = None,
-    quantize: Literal["int8"] | None = None, compile: Mode | None = None, lora_folder: str | Path | None = None,
+    quantize: Eight | None = None, compile: Mode | None = None, lora_folder: str | Path | None = None,
     **options: Any,
 ) -> "Pipeline":
     """Open a model and be ready to draw.
@@ -39,7 +39,8 @@ def load(
             ``Pipeline.make_ready``.
         max_memory: what drawing may hold, such as ``"6GB"``: of the process on a CPU, of what PyTorch allocates on a
             GPU. Weights then stay in their files until they are needed, and each request is drawn in a way that fits.
-        quantize: ``"int8"``: the denoisers multiply in 8 bits. Lossy; CPU and float32 only.
+        quantize: the denoisers multiply in 8 bits, which is lossy: ``"int8"`` on a CPU in float32, ``"fp8"`` on a GPU
+            that has such products (and on a CPU too, slowly, where one may see what it costs).
         compile: leave the denoiser to PyTorch's compiler, in this mode; see ``engine.compiled``.
         lora_folder: where ``<lora:name:0.8>`` in a prompt finds ``name.safetensors``. A picture's LoRAs are merged into
             the networks before it is drawn, and stay until a request asks for others.
@@ -49,11 +50,13 @@ def load(
         CheckpointError: it is not a model, or not one that is known here.
         ConfigError: ``quantize`` or ``compile`` where it cannot be had.
     """
-    if compile is not None and (quantize is not None or not optimize or max_memory is not None):
+    if compile is not None and (quantize == "int8" or not optimize or max_memory is not None):
         raise ConfigError(
-            f"compile = {compile!r} is another way to compute the denoiser than quantize, and needs it to stay in "
-            "memory (no max_memory) and to be optimised: use one or the other."
+            f"compile = {compile!r} is another way to compute the denoiser than quantize = 'int8', and needs it to "
+            "stay in memory (no max_memory) and to be optimised: use one or the other."
         )
+    if quantize is not None and quantize not in get_args(Eight):
+        raise ConfigError(f"quantize = {quantize!r}{nearest(quantize, get_args(Eight))}")
     if compile is not None and compile not in get_args(Mode):
         raise ConfigError(f"compile = {compile!r}{nearest(compile, get_args(Mode))}")
     if quantize is not None and not optimize:
@@ -71,8 +74,10 @@ def load(
     pipeline.is_ready = not optimize
     pipeline.compiled = compile
     if quantize is not None:
-        check_int8(model)
-        pipeline.int8 = True
+        check_eight(model, quantize)
+        if compile is not None and model.device.type == "cpu":
+            raise ConfigError(f"compile = {compile!r} and quantize = {quantize!r} together are for GPUs: use one of them.")
+        pipeline.eight = quantize
     return pipeline
 
 
@@ -81,7 +86,7 @@ class Pipeline:
 
     Attributes:
         is_ready: whether the networks are as fast as they shall be.
-        int8: where they are made fast, the denoisers multiply in 8 bits.
+        eight: how the denoisers, made fast, multiply in 8 bits, if they do.
         compiled: how the denoisers are compiled, if they are.
         lora_folder: where <lora:name:0.8> finds its files.
 
@@ -97,7 +102,7 @@ class Pipeline:
         self.limit = None if max_memory is None else parse_bytes(max_memory)
         self.lora_folder = lora_folder
         self.is_ready = True
-        self.int8 = False
+        self.eight: Eight | None = None
         self._said: list[str] = []  # notes of what was made ready
         self._grown: tuple[float, Shapes] = BALANCED, {}  # as the denoiser was packed last
         self.compiled: Mode | None = None
@@ -127,7 +132,7 @@ class Pipeline:
 
     def _growth(self, request: Request | None) -> Growth:
         if (self.model.device.type, self.model.dtype) != ("cpu", torch.float32):
-            return Growth(BALANCED, {}, "")  # nothing will be packed
+            return Growth(BALANCED, {}, "")  # no weights will be transformed
         try:
             speeds = known(self.model.device, self.model.dtype) or NOMINAL
             return self._forecaster(request or Request(), speeds).growth()
@@ -140,7 +145,7 @@ class Pipeline:
         self._grown = growth, shapes
         for model in self.models:
             known_shapes = shapes if model is self.model else {}
-            self._said += make_ready(model, self.int8, growth, known_shapes, why, compiled=self.compiled)
+            self._said += make_ready(model, self.eight, growth, known_shapes, why, compiled=self.compiled)
 
     def _unpack(self) -> None:
         for model in self.models:
@@ -192,7 +197,7 @@ class Pipeline:
         self.model.packed -= changed
         if ready and self.model.family.denoiser in changed:
             growth, shapes = self._grown
-            make_ready(self.model, self.int8, growth, shapes, again=True, compiled=self.compiled)
+            make_ready(self.model, self.eight, growth, shapes, again=True, compiled=self.compiled)
 
     def forecaster(self, request: Request, again: bool = False) -> Forecaster:
         """What says how much time and memory a request takes.
@@ -204,7 +209,7 @@ class Pipeline:
         return self._forecaster(request, rates(self.model.device, self.model.dtype, __name__, again))
 
     def _forecaster(self, request: Request, speeds: Rates) -> Forecaster:
-        return Forecaster(self.model, request, speeds, self.refiner, not self.is_ready, self.int8)
+        return Forecaster(self.model, request, speeds, self.refiner, not self.is_ready, self.eight)
 
 
 def requested(prompt: str | Request, fields: Mapping[str, Any]) -> Request:

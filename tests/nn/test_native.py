@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sfumato.core.errors import CheckpointError, ConfigError, SfumatoError
-from sfumato.engine.pack import FAST, SMALL, Packing, pack
+from sfumato.engine.pack import FAST, SMALL, Eight, Packing, pack
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.unet import UNet, UNetConfig
 from sfumato.nn import int8, native
@@ -126,9 +126,9 @@ def test_a_unet_in_8_bits_is_near_and_smaller(switch: str, monkeypatch: pytest.M
     conditioning, x = Conditioning(context=torch.randn(4, 5, 24)), torch.randn(2, 4, 8, 8)
     with torch.inference_mode():
         plain = network(x, 7, conditioning)
-        done = pack(network, int8=True)
+        done = pack(network, eight="int8")
         found = network(x, 7, network.prepare(conditioning))
-    assert done.int8 > 20
+    assert done.eight > 20
     assert not done.winograd
     assert done.after < 0.6 * done.before
     assert 0 < relative(found, plain.double()) < 0.03
@@ -262,12 +262,12 @@ def test_growth_bounds_the_weights_and_favours_large_pictures() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("int8", [False, True])
-def test_an_outline_is_packed_to_the_same_size_and_shapes(int8: bool) -> None:
+@pytest.mark.parametrize("eight", [None, "int8", "fp8"])
+def test_an_outline_is_packed_to_the_same_size_and_shapes(eight: Eight | None) -> None:
     with torch.device("meta"):
         outline = UNet(TINY).eval()
     network = UNet(TINY).eval()
-    assert pack(outline, 1.0, int8=int8) == pack(network, 1.0, int8=int8)
+    assert pack(outline, 1.0, eight=eight) == pack(network, 1.0, eight=eight)
     shapes = [[(t.shape, t.dtype) for t in (*n.parameters(), *n.buffers())] for n in (outline, network)]
     assert shapes[0] == shapes[1]
     x, context = torch.randn(2, 4, 12, 20), torch.randn(4, 5, 24)
@@ -433,7 +433,7 @@ def test_libraries_compiled_for_others_compute(tmp_path: Path) -> None:
 def in_eight(layer: nn.Module) -> nn.Module:
     """The native layer of 8 bits for a plain one, which is left as it was."""
     holder = nn.Sequential(layer)
-    assert pack(holder, int8=True).int8 == 1
+    assert pack(holder, eight="int8").eight == 1
     return holder[0]
 
 

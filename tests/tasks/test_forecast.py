@@ -14,7 +14,7 @@ from sfumato.cli import main
 from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
 from sfumato.core.shipped import FOLDERS, SHIPPED
-from sfumato.engine.pack import FAST
+from sfumato.engine.pack import FAST, Eight
 from sfumato.engine.rates import Rates
 from sfumato.engine.ready import make_ready, packable, what_is_packed
 from sfumato.engine.residence import USUAL, Holding, asleep
@@ -199,19 +199,19 @@ def test_a_limit_after_pictures_without_one(folder: Path) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("int8", [False, True])
-def test_packed_weights_are_known_before_they_are_packed(folder: Path, int8: bool) -> None:
+@pytest.mark.parametrize("eight", [None, "int8", "fp8"])
+def test_packed_weights_are_known_before_they_are_packed(folder: Path, eight: Eight | None) -> None:
     model = open_model(folder, device="cpu", asleep=True)
-    forecaster = Forecaster(model, REQUEST, RATES, packs=True, int8=int8)
+    forecaster = Forecaster(model, REQUEST, RATES, packs=True, eight=eight)
     plain, packed = (forecaster.forecast(Holding(growth=growth)) for growth in (None, 0.5))
     [stage] = forecaster.stages(Holding(growth=0.5))
     told = dict(stage.packed)
     assert all(asleep(part) for part in model.parts.values())
-    assert packed.phases[1].flops < (0.9 if not int8 else 1.1) * plain.phases[1].flops  # Winograd multiplies less
-    notes = make_ready(model, int8, 0.5, forecaster.shapes(Holding(growth=0.5)), "so much")
+    assert packed.phases[1].flops < (1.1 if eight == "int8" else 0.9) * plain.phases[1].flops  # Winograd multiplies less
+    notes = make_ready(model, eight, 0.5, forecaster.shapes(Holding(growth=0.5)), "so much")
     assert set(told) == model.packed
     assert told == {name: size(what_is_packed(model, model.parts, name)) for name in packable(model)}
-    assert notes[-1].endswith(("so much.", "all that helps.")) != int8
+    assert notes[-1].endswith(("so much.", "all that helps.")) != (eight == "int8")
     now = Forecaster(model, REQUEST, RATES).forecast(USUAL)  # of the packed layers themselves
     assert [phase.peak for phase in now.phases] == [phase.peak for phase in packed.phases]
     assert now.seconds == pytest.approx(packed.seconds)
@@ -226,7 +226,7 @@ def test_growth_is_what_the_memory_allows(folder: Path, monkeypatch: pytest.Monk
     heavy = Forecaster(model, REQUEST, RATES, packs=True)
     plain = heavy.forecast(USUAL).peak
     [stage] = heavy.stages(USUAL)
-    little = plain + 4 * stage.packs() - 3 * size(stage.model.network)
+    little = plain + 4 * stage.packs(None) - 3 * size(stage.model.network)
     ample, scarce, none = heavy.growth(1 << 40), heavy.growth(little), heavy.growth(plain // 2)
     assert none.most is None
     assert scarce.most is not None

@@ -85,20 +85,22 @@ def costs(names: Sequence[str]) -> str:
     """What was measured of modes, by their names with all values: a sentence for each model that they were tried on."""
     told = []
     for subject in measured().values():
-        found = [
-            f"{name}: {subject['modes'][name]['psnr']:.1f} dB PSNR to the exact picture, "
-            f"{subject['modes'][name]['faster']:.2f} times faster"
-            for name in names if name in subject["modes"]
-        ]
+        found = [f"{name}: {_cost(subject['modes'][name])}" for name in names if name in subject["modes"]]
         told += [f"Measured on {subject['on']}: {'; '.join(found)}."] if found else []
     return " ".join(told) or "Never measured with these values."
+
+
+def _cost(mode: dict[str, float]) -> str:
+    faster = f"{mode['faster']:.2f} times faster" if "faster" in mode else "faster by what was never measured"
+    return f"{mode['psnr']:.1f} dB PSNR to the exact picture, {faster}"
 
 
 @cache
 def measured() -> dict[str, Any]:
     """What ``python -m benchmarks.lossy`` wrote, by models: ``on`` what exactly, and by modes what they gain and cost.
 
-    ``int8`` stands among the modes; it is one of the model (``quantize``).
+    ``int8`` and ``fp8`` stand among the modes; they are those of the model (``quantize``). The latter has no gain, since
+    it was tried where it has to be done without the instructions that it is for.
     """
     text = resources.files("sfumato.engine.lossy").joinpath("measured.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
