@@ -54,8 +54,7 @@ def turn(run: Callable[[], Tensor], keep: bool = False) -> Turn:
         output = run()
     seconds, processor = time.perf_counter() - clock, time.process_time() - processor
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    on_gpu = torch.cuda.is_initialized()
-    held = torch.cuda.max_memory_allocated() if on_gpu else status("VmHWM")
+    held = torch.cuda.max_memory_allocated() or status("VmHWM")
     return Turn(seconds, processor, held, faults, output.clone() if keep else None)
 
 
@@ -303,7 +302,7 @@ def status(entry: str) -> int:
 def reset_peak() -> None:
     """Start the high-water marks anew: a GPU's, and the process's where the system lets us, which else is that of its
     whole life."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.max_memory_allocated():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

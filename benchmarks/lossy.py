@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] = ()) -> None:
         else:
             subjects[str(mode)] = (plain, (name,))
     fast = ",".join(map(str, lossy.read(("fast",), plain.model)))
-    subjects |= {fast: (plain, ("fast",)), **{eight: (pipe, ()) for eight, pipe in coarse.items()}}
+    subjects[fast] = plain, ("fast",)
+    subjects.update((eight, (pipe, ())) for eight, pipe in coarse.items())
 
     texts = prompts_of(model) if plain.model.text_parts else [""] * len(PROMPTS)
     asked: dict[str, Any] = {} if plain.model.text_parts else {"steps": 25, "cfg_scale": 1.0}
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             print(f"{label} is left out: it changes nothing in this model.")
             del quality[label], measured[label]
 
-    timed = {label: found for label, found in measured.items() if label != UNTIMED}
+    timed = {label: taken for label, taken in measured.items() if label != UNTIMED}
     settled = plain(texts[0], seed=0, **asked).pictures[0].recipe["request"]
     size = f"{settled['width']} x {settled['height']}, {settled['steps']} steps, guidance {settled['cfg_scale']:g}"
     row = Row(
@@ -99,12 +100,12 @@ def main(arguments: Sequence[str] = ()) -> None:
         print(table([row]))
         return
     report("lossy" if model == MODEL else f"lossy_{shown(model)}", [row], about)
-    modes = {label: {"psnr": round(median(q), 2)} for label, q in quality.items()}
-    for label, found in modes.items():
+    costs = {label: {"psnr": round(median(q), 2)} for label, q in quality.items()}
+    for label, cost in costs.items():
         if label in timed:
-            found["faster"] = round(median(timed["exact"].seconds) / median(timed[label].seconds), 3)
+            cost["faster"] = round(median(timed["exact"].seconds) / median(timed[label].seconds), 3)
     where = f"{row.name} (medians; {about['processor']}, {about['threads']} threads)"
-    kept = {**json.loads(KEPT.read_text(encoding="utf-8")), shown(model): {"on": where, "modes": modes}}
+    kept = {**json.loads(KEPT.read_text(encoding="utf-8")), shown(model): {"on": where, "modes": costs}}
     KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

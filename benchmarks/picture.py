@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             about, told = machine(), (name, side, chosen.steps, count)
             exact = (chosen.device, chosen.dtype) == ("cpu", "float32")
             subjects = on_cpu(told) if exact else elsewhere(told, chosen.device, chosen.dtype)
+            what = f"{'picture' if count == 1 else f'{count} pictures'}, {peers.TITLES[name]}"
             row = compare(
                 f"{what}, {side} x {side}, {chosen.steps} steps{'' if exact else f', {chosen.dtype}'}",
                 chosen.of(subjects), chosen.turns, warmups=0, rounds=chosen.rounds, lossy=LOSSY, span=255.0,

@@ -69,12 +69,12 @@ def sfumato(name: str, size: int, balanced: bool = False, int8: bool = False) ->
             if isinstance(module, Conv2d):
                 module.register_forward_pre_hook(lambda _, x, layer=layer: shapes.update({layer: x[0].shape}))
         outline(asked.x.to("meta"), torch.tensor([float(asked.time)]), told.map(lambda tensor: tensor.to("meta")))
-    done = pack(unet, BALANCED if balanced else LARGE, int8=int8, shapes=shapes)
+    done = pack(unet, BALANCED if balanced else LARGE, eight="int8" if int8 else None, shapes=shapes)
     with torch.inference_mode():
         conditioning = unet.prepare(told)
         times = unet.prepare_times(torch.tensor([float(asked.time)]), told)[0]
     label = "sfumato int8" if int8 else "sfumato balanced" if balanced and name != "sdxl" else "sfumato"
-    weights = f"weights {done.after / done.before:.2f} of plain, {done.winograd} transformed, {done.int8} in 8 bits"
+    weights = f"weights {done.after / done.before:.2f} of plain, {done.winograd} transformed, {done.eight} in 8 bits"
     return lambda: unet(asked.x, times, conditioning), {label: done.why or weights}
 
 

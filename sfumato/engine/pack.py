@@ -105,8 +105,9 @@ def pack(
 
     def in_eight(layer: nn.Module) -> nn.Module | None:
         if eight == "fp8":
-            wide = type(layer) is Linear and min(layer.in_features, layer.out_features) >= NARROW
-            return Float8Linear(layer) if wide and Float8Linear.fits(layer) else None
+            if type(layer) is Linear and Float8Linear.fits(layer) and min(layer.weight.shape) >= NARROW:
+                return Float8Linear(layer)
+            return None
         if type(layer) is Conv2d and _regular(layer) and min(layer.in_channels, layer.out_channels) >= NARROW:
             return packed.PackedInt8Conv2d(layer) if fast else coarse.Int8Conv2d(layer)
         if type(layer) is Linear and min(layer.in_features, layer.out_features) >= NARROW:

@@ -33,8 +33,12 @@ def check_eight(model: Model, eight: Eight) -> None:
             f"quantize = 'int8' is for the CPU in float32, and this is on {where}: leave it out, open the model there, "
             "or try 'fp8'."
         )
-    if eight == "fp8" and model.device.type != "cpu" and (why := float8.why_not(model.device) or _too_fine(model)):
-        raise ConfigError(f"quantize = 'fp8' cannot be had on {where}: {why}. Leave it out.")
+    if eight == "fp8" and model.device.type != "cpu":
+        why = float8.why_not(model.device)
+        if not why and model.dtype == torch.float32:
+            why = "what is between the products would stay in float32"
+        if why:
+            raise ConfigError(f"quantize = 'fp8' cannot be had on {where}: {why}. Leave it out.")
 
 
 def _is_exact(model: Model) -> bool:
@@ -42,13 +46,9 @@ def _is_exact(model: Model) -> bool:
     return (model.device.type, model.dtype) == ("cpu", torch.float32)
 
 
-def _too_fine(model: Model) -> str:
-    return "what is between the products would be in float32" if model.dtype == torch.float32 else ""
-
-
 def make_ready(
-    model: Model, eight: Eight | None = None, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}), why: str = "",
-    again: bool = False, compiled: Mode | None = None,
+    model: Model, eight: Eight | None = None, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}),
+    why: str = "", again: bool = False, compiled: Mode | None = None,
 ) -> list[str]:
     """Pack the denoiser and the decoders for the CPU, where native kernels are to be had.
 
@@ -130,8 +130,8 @@ def packable(model: Model, eight: Eight | None = None) -> list[str]:
 
 
 def pack_parts(
-    model: Model, parts: Mapping[str, nn.Module], eight: Eight | None, growth: float, shapes: Shapes, names: Sequence[str],
-    packed_now: Callable[[str, str], None] = lambda name, layer: None,
+    model: Model, parts: Mapping[str, nn.Module], eight: Eight | None, growth: float, shapes: Shapes,
+    names: Sequence[str], packed_now: Callable[[str, str], None] = lambda name, layer: None,
 ) -> list[Packing]:
     """Pack a model's parts, or outlines of them on the meta device, in place.
 

@@ -26,7 +26,7 @@ def why_not(device: torch.device) -> str:
         return f"{device.type} devices have no instructions for them that PyTorch knows"
     if torch.version.hip or (found := torch.cuda.get_device_capability(device)) >= SINCE:
         return ""
-    return f"CUDA devices have them from compute capability {SINCE[0]}.{SINCE[1]} on; this one is of {found[0]}.{found[1]}"
+    return f"CUDA devices have them from capability {SINCE[0]}.{SINCE[1]} on, and this one has {found[0]}.{found[1]}"
 
 
 def coarse_rows(x: Tensor) -> tuple[Tensor, Tensor]:

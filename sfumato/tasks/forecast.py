@@ -131,8 +131,8 @@ class Forecaster:
         self.rates = rates
         self.settled = settle(request, model)
         self.cpu = model.device.type == "cpu"
-        exact = (model.device.type, model.dtype) == ("cpu", torch.float32)
-        self.packs = packs and not model.packed and (eight is not None or (exact and native.available()))
+        self.exact = (model.device.type, model.dtype) == ("cpu", torch.float32)
+        self.packs = packs and not model.packed and (eight is not None or (self.exact and native.available()))
         self.eight = eight
         self.ways = [(model, self.settled.sigmas)]
         if refiner is not None and request.refiner_start is not None:
@@ -205,9 +205,10 @@ class Forecaster:
         forecast = self.forecast(replace(USUAL, growth=found.most))
         plain, packed = (sum(stage.packs(self.eight) for stage in self.stages(h)) for h in (USUAL, forecast.holding))
         told = f"{show_bytes(packed)} where they took {show_bytes(plain)}"
-        if not self.cpu:
-            return forecast, [f"The denoiser multiplies in 8 bits, and its weights take {told}."]
-        return forecast, [f"Native kernels, whose weights take {told}{'' if self.eight == 'int8' else f': {found.why}'}."]
+        if not self.exact:
+            return forecast, [f"Layers that multiply in 8 bits, whose weights take {told}."]
+        why = "" if self.eight == "int8" else f": {found.why}"
+        return forecast, [f"Native kernels, whose weights take {told}{why}."]
 
     def fit(self, limit: int) -> Forecast:
         """The fastest way that stays within so many bytes; exact ways are preferred to tiles, tiles to layers.

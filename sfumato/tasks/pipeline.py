@@ -76,7 +76,7 @@ def load(
     if quantize is not None:
         check_eight(model, quantize)
         if compile is not None and model.device.type == "cpu":
-            raise ConfigError(f"compile = {compile!r} and quantize = {quantize!r} together are for GPUs: use one of them.")
+            raise ConfigError(f"compile = {compile!r} and quantize = {quantize!r} together are for GPUs: use one.")
         pipeline.eight = quantize
     return pipeline
 

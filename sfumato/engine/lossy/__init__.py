@@ -99,8 +99,8 @@ def _cost(mode: dict[str, float]) -> str:
 def measured() -> dict[str, Any]:
     """What ``python -m benchmarks.lossy`` wrote, by models: ``on`` what exactly, and by modes what they gain and cost.
 
-    ``int8`` and ``fp8`` stand among the modes; they are those of the model (``quantize``). The latter has no gain, since
-    it was tried where it has to be done without the instructions that it is for.
+    ``int8`` and ``fp8`` stand among the modes; they are those of the model (``quantize``). The latter tells no gain: it
+    was tried on a CPU, which has no instructions for it.
     """
     text = resources.files("sfumato.engine.lossy").joinpath("measured.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
