@@ -33,6 +33,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -143,6 +144,21 @@ inline Vec normal(Vec x, Vec& bell) {
 inline Vec gelu(Vec x) {
   Vec bell;
   return x * normal(x, bell);
+}
+
+// ----------------------------------------------------------------------------------------------------- threads
+
+// Calls `each` with stretches of the tasks, which threads take one after the other as they come free: a core that is
+// slower than others, or busy with something else, keeps nobody waiting.
+template <class Each>
+void share_out(int64_t tasks, Each each) {
+  constexpr int64_t kTurns = 8;  // of each thread
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+  const int64_t stretch = std::max<int64_t>(tasks / (threads * kTurns), 1);
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(stretch)) < tasks;) each(begin, std::min(begin + stretch, tasks));
+  });
 }
 
 // ---------------------------------------------------------------------------------------------- matrix product
@@ -324,7 +340,7 @@ void panel_product(const Scaled& a, int64_t first, int64_t count, const int32_t*
 template <class Rows, class T>
 void product(const Rows& a, int64_t start, int64_t count, const T* b, const Output& out) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(out.columns);
-  at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
+  share_out(blocks * P, [&](int64_t begin, int64_t end) {
     const Room sums(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       // Blocks are the outer loop: the second-level cache holds one while its panels of weights pass by.
@@ -373,7 +389,7 @@ Tensor linear(const Tensor& x_, const Tensor& packed, const Maybe& bias, const M
 template <class Rows, class T>
 void gated(const Rows& a, int64_t count, const T* b, const float* bias, int64_t columns, float* y) {
   const int64_t blocks = (count + kBlock - 1) / kBlock, P = panels(columns);
-  at::parallel_for(0, blocks * P, 1, [&](int64_t begin, int64_t end) {
+  share_out(blocks * P, [&](int64_t begin, int64_t end) {
     const Room values(kBlock * kPanel), gates(kBlock * kPanel);
     for (int64_t task = begin; task < end; task++) {
       const int64_t first = task / P * kBlock, p = task % P, rows = std::min(kBlock, count - first);
@@ -477,7 +493,7 @@ Tensor convolution(const Tensor& x, const Tensor& packed, const Maybe& bias, con
   float* patches = buffer.mutable_data_ptr<float>();
   for (int64_t start = 0; start < all.rows; start += chunk) {
     const int64_t count = std::min(chunk, all.rows - start);
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    share_out(count, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++)
         all.window.taps(start + r, [&](int64_t tap, int64_t from) {
           float* to = patches + r * depth + tap * C;
@@ -637,7 +653,7 @@ Tensor convolution_int8(const Tensor& x, const Tensor& packed, const Tensor& sca
   rows.rows = patches, rows.offset = offsets, rows.scale = scales, rows.taps = taps;
   for (int64_t start = 0; start < all.rows; start += chunk) {
     const int64_t count = std::min(chunk, all.rows - start);
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    share_out(count, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++)
         all.window.taps(start + r, [&](int64_t tap, int64_t from) {
           const int64_t at = r * taps + tap;
@@ -854,21 +870,21 @@ void convolve(const Tensor& x, const float* weights, const float* bias, const fl
 
   for (int64_t start = 0; start < tiles; start += chunk) {
     const int64_t count = std::min(chunk, tiles - start), blocks = (count + kBlock - 1) / kBlock;
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    share_out(count, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
         int64_t n, y0, x0;
         tiling.find(start + t, n, y0, x0);
         gather_tile<M>(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
       }
     });
-    at::parallel_for(0, points * blocks * P, 1, [&](int64_t begin, int64_t end) {
+    share_out(points * blocks * P, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
         const int64_t i = task / P / blocks, first = task / P % blocks * kBlock, p = task % P;
         multiply(patches + i * stride + first * C, C, std::min(kBlock, count - first),
                  weights + (p * points + i) * C * kPanel, C, products + i * plane + (p * count + first) * kPanel);
       }
     });
-    at::parallel_for(0, P * count, 1, [&](int64_t begin, int64_t end) {
+    share_out(P * count, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
         const int64_t p = task / count, t = task % count;
         int64_t n, y0, x0;
@@ -933,7 +949,7 @@ Tensor winograd_weight(const Tensor& g_, const Tensor& x_, const Tensor& like) {
   float* sums = spread + points * P * width;
   for (int64_t start = 0; start < tiles; start += chunk) {
     const int64_t count = std::min(chunk, tiles - start);
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    share_out(count, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
         int64_t n, y0, x0;
         tiling.find(start + t, n, y0, x0);
@@ -1092,7 +1108,8 @@ constexpr int64_t kTogether = 4;   // panels of queries that go through the keys
 std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, double scale) {
   const Heads q(q_), k(k_), v(v_), y = Heads::like(q_);
   const int64_t B = q_.size(0), heads = q_.size(1), N = q_.size(2), L = k_.size(2), d = q_.size(3);
-  const int64_t P = (panels(N) + kTogether - 1) / kTogether;
+  const int64_t each = B * heads * panels(N) / (4 * at::get_num_threads());  // of few queries every thread gets some
+  const int64_t together = std::clamp<int64_t>(each, 1, kTogether), P = (panels(N) + together - 1) / together;
   TORCH_CHECK(k_.sizes() == v_.sizes() && k_.size(0) == B && k_.size(1) == heads && k_.size(3) == d && L > 0,
               "attention: queries ", q_.sizes(), ", keys ", k_.sizes(), ", values ", v_.sizes());
   Tensor logs = at::empty({B, heads, N}, q_.options());
@@ -1101,7 +1118,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
     float *queries, *sum;
     Vec most[2], total[2];
   };
-  at::parallel_for(0, B * heads * P, 1, [&](int64_t begin, int64_t end) {
+  share_out(B * heads * P, [&](int64_t begin, int64_t end) {
     std::vector<float> room((kTile + kTogether * 2 * d) * kPanel);
     float* scores = room.data();
     Panel panel[kTogether];
@@ -1110,8 +1127,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
       panel[g].sum = panel[g].queries + d * kPanel;
     }
     for (int64_t task = begin; task < end; task++) {
-      const int64_t b = task / P / heads, h = task / P % heads, first = task % P * kTogether * kPanel;
-      const int64_t some = std::min(kTogether, panels(N - first));
+      const int64_t b = task / P / heads, h = task / P % heads, first = task % P * together * kPanel;
+      const int64_t some = std::min(together, panels(N - first));
       const float *keys = k.of(b, h), *values = v.of(b, h);
       for (int64_t g = 0; g < some; g++) {
         const int64_t i = first + g * kPanel;
