@@ -91,7 +91,7 @@ def costs(names: Sequence[str]) -> str:
 
 
 def _cost(mode: dict[str, float]) -> str:
-    faster = f"{mode['faster']:.2f} times faster" if "faster" in mode else "faster by what was never measured"
+    faster = f"{mode['faster']:.2f} times as fast" if "faster" in mode else "its speed was never measured"
     return f"{mode['psnr']:.1f} dB PSNR to the exact picture, {faster}"
 
 

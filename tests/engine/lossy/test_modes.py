@@ -83,7 +83,7 @@ def test_what_was_measured_of_a_combination_stands_before_what_was_measured_of_i
     known: dict[str, Any] = {"on": "a model", "modes": parts}
     monkeypatch.setattr(lossy, "measured", lambda: {"models/a": known})
     assert lossy.notes(both)[0].endswith(
-        " Measured on a model: deepcache:3:2: 25.0 dB PSNR to the exact picture, 2.00 times faster."
+        " Measured on a model: deepcache:3:2: 25.0 dB PSNR to the exact picture, 2.00 times as fast."
     )
     known["modes"] = {**parts, "deepcache:3:2,interval:0:5": {"psnr": 20.0, "faster": 3.0}}
     assert " Measured on a model: deepcache:3:2,interval:0:5: 20.0 dB" in lossy.notes(both)[0]
