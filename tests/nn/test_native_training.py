@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sfumato.engine.pack import FAST, pack
 from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.dit import DiT, DiTConfig
 from sfumato.models.unet import UNet, UNetConfig
@@ -50,7 +51,7 @@ def agree(function: Callable[..., Tensor], inputs: list[Tensor], limit: float, t
 @needs_native
 @settings(max_examples=40)
 @given(
-    batch=st.integers(1, 2), heads=st.integers(1, 3), queries=st.integers(1, 110), keys=st.integers(1, 110),
+    batch=st.integers(1, 2), heads=st.integers(1, 3), queries=st.integers(1, 300), keys=st.integers(1, 210),
     dim=st.sampled_from([1, 5, 8, 16, 17, 40, 64, 200]), spread=st.sampled_from([0.1, 1.0, 30.0]),
     scale=st.sampled_from([None, 0.3]),
 )
@@ -81,6 +82,26 @@ def test_attention_whose_channels_do_not_lie_side_by_side() -> None:
         lambda *x: attend(*(t.transpose(-1, -2) for t in x)), inputs, 2e-6,
         lambda *x: F.scaled_dot_product_attention(*(t.transpose(-1, -2) for t in x)),
     )
+
+
+@needs_native
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_attention_does_not_hide_what_is_no_number(broken: float) -> None:
+    q, k, v = (torch.randn(1, 2, 200, 8) for _ in range(3))
+    q[0, 1, 7, 3] = broken
+    y, truth = attend(q, k, v, native=True), F.scaled_dot_product_attention(q, k, v)
+    assert truth[0, 1, 7].isnan().all()
+    assert torch.equal(y.isnan(), truth.isnan())
+
+
+@needs_native
+def test_no_pictures_give_none() -> None:
+    none = torch.empty(0, 2, 5, 8)
+    assert attend(none, none, none, native=True).shape == none.shape
+    layer = nn.Sequential(Conv2d(32, 32, 3, padding=1))
+    pack(layer, FAST)
+    with torch.inference_mode():
+        assert layer(torch.empty(0, 32, 8, 8)).shape == (0, 32, 8, 8)
 
 
 @needs_native

@@ -83,6 +83,7 @@ inline IntVec dot(IntVec sum, IntVec a, IntVec b) {
 #endif
 }
 
+// The larger of the two; b where either is not a number.
 inline Vec larger(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
@@ -94,7 +95,7 @@ inline Vec larger(Vec a, Vec b) {
 // 2^x to 2 ulp, for x <= 0: x = n + r with |r| <= 1/2, a polynomial of least relative error for 2^r, n added to the
 // exponent's bits.
 inline Vec exp2(Vec x) {
-  x = larger(x, splat(-126.f));
+  x = larger(splat(-126.f), x);
   const Vec shifted = x + 12582912.f;  // 1.5 * 2^23: the low bits now hold round(x)
   const Vec r = x - (shifted - 12582912.f);
   Vec p = splat(1.327645836e-3f);
@@ -153,6 +154,7 @@ inline Vec gelu(Vec x) {
 template <class Each>
 void share_out(int64_t tasks, Each each) {
   constexpr int64_t kTurns = 8;  // of each thread
+  if (tasks < 1) return;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
   const int64_t stretch = std::max<int64_t>(tasks / (threads * kTurns), 1);
   std::atomic<int64_t> next{0};
