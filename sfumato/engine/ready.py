@@ -28,7 +28,7 @@ def check_eight(model: Model, eight: Eight) -> None:
         ConfigError: ``int8`` elsewhere than on the CPU in float32; ``fp8`` on a GPU whose chip has no such products.
     """
     where = f"{model.device} in {str(model.dtype).removeprefix('torch.')}"
-    if eight == "int8" and not _is_exact(model):
+    if eight == "int8" and not is_exact(model):
         raise ConfigError(
             f"quantize = 'int8' is for the CPU in float32, and this is on {where}: leave it out, open the model there, "
             "or try 'fp8'."
@@ -41,7 +41,7 @@ def check_eight(model: Model, eight: Eight) -> None:
             raise ConfigError(f"quantize = 'fp8' cannot be had on {where}: {why}. Leave it out.")
 
 
-def _is_exact(model: Model) -> bool:
+def is_exact(model: Model) -> bool:
     """Whether layers can be packed for the CPU."""
     return (model.device.type, model.dtype) == ("cpu", torch.float32)
 
@@ -76,7 +76,7 @@ def make_ready(
         check_eight(model, eight)
     if compiled is not None:
         compile_denoiser(model, compiled)
-    if not _is_exact(model):
+    if not is_exact(model):
         fuse(model)
     names = packable(model, eight)[: 1 if again else None]
     if compiled is not None and eight is None:
@@ -94,11 +94,10 @@ def make_ready(
         notes.append(f"Multiplied in 8 bits ({eight}) in {count} layers of the denoiser: lossy. {lossy.costs([eight])}")
         if eight == "fp8" and (why_slow := float8.why_not(model.device)):
             notes.append(f"Products in fp8 are slower here than in full: {why_slow}.")
-    if model.device.type != "cpu":
-        pass  # native kernels are for CPUs
-    elif reason := next((packing.why for packing in done if packing.why), ""):
+    reason = next((packing.why for packing in done if packing.why), "")
+    if model.device.type == "cpu" and reason:
         notes.append(f"Without native kernels, so slower: {reason}.")
-    else:
+    elif model.device.type == "cpu":
         if eight == "int8" or compiled is not None:
             why = ""
         elif done[0].after < 0.98 * (1 + growth) * done[0].before:

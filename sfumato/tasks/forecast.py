@@ -18,7 +18,7 @@ from sfumato.engine.denoiser import Ask, Denoiser, Place
 from sfumato.engine.meta import META
 from sfumato.engine.pack import FAST, SMALL, Eight
 from sfumato.engine.rates import Rates, free, resident
-from sfumato.engine.ready import Shapes, pack_parts, packable, what_is_packed
+from sfumato.engine.ready import Shapes, is_exact, pack_parts, packable, what_is_packed
 from sfumato.engine.residence import USUAL, Holding, Where
 from sfumato.engine.trace import Work, size, trace, weights
 from sfumato.families.types import Model
@@ -131,7 +131,7 @@ class Forecaster:
         self.rates = rates
         self.settled = settle(request, model)
         self.cpu = model.device.type == "cpu"
-        self.exact = (model.device.type, model.dtype) == ("cpu", torch.float32)
+        self.exact = is_exact(model)
         self.packs = packs and not model.packed and (eight is not None or (self.exact and native.available()))
         self.eight = eight
         self.ways = [(model, self.settled.sigmas)]

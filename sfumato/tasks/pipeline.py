@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from sfumato.adapters.wanted import asked
 from sfumato.core.errors import ConfigError, RequestError, nearest
 from sfumato.core.request import Request
@@ -16,7 +14,7 @@ from sfumato.engine.compiled import Mode
 from sfumato.engine.driver import OnStep
 from sfumato.engine.pack import BALANCED, Eight
 from sfumato.engine.rates import NOMINAL, Rates, known, rates
-from sfumato.engine.ready import Shapes, check_eight, make_ready, unpack
+from sfumato.engine.ready import Shapes, check_eight, is_exact, make_ready, unpack
 from sfumato.families.adapt import adapt
 from sfumato.families.load import open_model
 from sfumato.families.types import Model
@@ -131,7 +129,7 @@ class Pipeline:
             self.is_ready = True
 
     def _growth(self, request: Request | None) -> Growth:
-        if (self.model.device.type, self.model.dtype) != ("cpu", torch.float32):
+        if not is_exact(self.model):
             return Growth(BALANCED, {}, "")  # no weights will be transformed
         try:
             speeds = known(self.model.device, self.model.dtype) or NOMINAL

@@ -17,6 +17,11 @@ from tests.nn.test_native import TINY, relative
 from tests.parity import tiny
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def test_rows_are_within_half_a_step_of_three_bits() -> None:
     x = torch.randn(50, 64) * torch.logspace(-20, 20, 50)[:, None]
     x[3] = 0

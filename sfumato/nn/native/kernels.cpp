@@ -1134,7 +1134,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
       const float *keys = k.of(b, h), *values = v.of(b, h);
       for (int64_t g = 0; g < some; g++) {
         const int64_t i = first + g * kPanel;
-        turn(q.of(b, h) + i * q.token, q.token, std::min<int64_t>(kPanel, N - i), d, static_cast<float>(scale * M_LOG2E), panel[g].queries);
+        turn(q.of(b, h) + i * q.token, q.token, std::min<int64_t>(kPanel, N - i), d, static_cast<float>(scale * M_LOG2E),
+             panel[g].queries);
         for (int w = 0; w < 2; w++) panel[g].most[w] = splat(-INFINITY), panel[g].total[w] = Vec{};
       }
       for (int64_t start = 0; start < L; start += kTile) {
