@@ -28,8 +28,8 @@ class Loading:
         Literal["int8", "fp8"] | None, "the denoiser multiplies in 8 bits, faster and lossy: int8 on CPUs, fp8 on GPUs",
     ] = None
     compile: Annotated[
-        Literal["default", "reduce-overhead", "max-autotune"] | None,
-        "leave the denoiser to torch.compile: the first picture of a size takes minutes more, once a machine",
+        Literal["default", "max-autotune"] | None,
+        "leave the networks to torch.compile: the first picture of a size takes minutes more, once a machine",
     ] = None
     max_memory: Annotated[str | None, "what drawing may hold, such as 6GB: slower ways are chosen where it must be"] = (
         None

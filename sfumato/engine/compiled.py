@@ -9,13 +9,14 @@ from torch import nn
 
 from sfumato.core.errors import ConfigError
 from sfumato.core.files import cache_folder
-from sfumato.families.types import Model
+from sfumato.families.types import TINY, Model
 from sfumato.models.dit import positions
 from sfumato.nn.attention import is_tapped
 from sfumato.nn.merging import is_merging
 
-Mode = Literal["default", "reduce-overhead", "max-autotune"]
-"""``torch.compile``'s: ``reduce-overhead`` replays the kernels of a step as one CUDA graph where it can."""
+Mode = Literal["default", "max-autotune"]
+"""``max-autotune`` tries several kernels for each product, which takes many minutes. In either a GPU is given a step's
+kernels as one (see ``engine.recorded``)."""
 
 KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -38,12 +39,23 @@ def compile_denoiser(model: Model, mode: Mode) -> None:
     os.environ.setdefault(KEPT_IN, str(cache_folder() / "inductor"))
     # Else they are made anew in each call, and not on the device.
     torch.compiler.assume_constant_result(positions)  # type: ignore[no-untyped-call]
-    model.network.compile(mode=mode, dynamic=False)
+    _compile(model.network, mode)
     _step_aside(model.network)
     model.opened = {**model.opened, "compile": mode}  # a picture's recipe tells it
-    note = f"The denoiser is compiled ({mode}): the first picture of each size takes minutes more, once a machine."
+    note = f"Compiled ({mode}): the first picture of each size takes minutes more, once a machine."
     if note not in model.notes:
         model.notes.append(note)
+
+
+def compile_decoders(model: Model, mode: Mode) -> None:
+    """The same of what decodes."""
+    for name in ("vae", TINY):
+        if name in model.parts:
+            _compile(model.parts[name].get_submodule("decoder"), mode)
+
+
+def _compile(network: nn.Module, mode: Mode) -> None:
+    network.compile(mode="max-autotune-no-cudagraphs" if mode == "max-autotune" else None, dynamic=False)
 
 
 def _step_aside(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from sfumato.core.errors import ConfigError
 from sfumato.core.sizes import show_bytes
 from sfumato.engine import lossy
 from sfumato.engine.allocator import return_freed_memory
-from sfumato.engine.compiled import Mode, compile_denoiser
+from sfumato.engine.compiled import Mode, compile_decoders, compile_denoiser
 from sfumato.engine.pack import BALANCED, FAST, SMALL, Eight, Packing, pack
 from sfumato.engine.residence import rest, wake
 from sfumato.families.types import TINY, Model
@@ -64,7 +64,7 @@ def make_ready(
         shapes: of the pictures that the denoiser's convolutions will be given, by the layers' names.
         why: so much and no more, for the notes.
         again: the denoiser alone, which was read once more since; nothing new is noted.
-        compiled: the denoiser is left to PyTorch's compiler, on any device; see ``compile_denoiser``.
+        compiled: the denoiser is left to PyTorch's compiler, on any device, and what decodes where it is not packed.
 
     Returns:
         The notes that were added.
@@ -76,6 +76,8 @@ def make_ready(
         check_eight(model, eight)
     if compiled is not None:
         compile_denoiser(model, compiled)
+        if not again and not is_exact(model):
+            compile_decoders(model, compiled)
     if not is_exact(model):
         fuse(model)
     names = packable(model, eight)[: 1 if again else None]

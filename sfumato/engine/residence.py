@@ -29,12 +29,15 @@ class Holding:
         tile: side of the decoder's tiles in latent positions; None: whole pictures, tiles only where they are huge.
         growth: for ``resident`` on a CPU: the layers are packed, and the denoiser's weights may grow by so much (see
             ``engine.pack``); None: they stay as they are.
+        recorded: the forwards of what is ``resident`` on a GPU may be recorded (see ``engine.recorded``): what memory
+            they need stays taken.
     """
 
     where: Where = "resident"
     rows: int = 16
     tile: int | None = None
     growth: float | None = None
+    recorded: bool = True
 
 
 USUAL = Holding()

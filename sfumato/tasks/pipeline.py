@@ -179,7 +179,7 @@ class Pipeline:
             return result
         forecaster = self.forecaster(request)
         chosen = forecaster.fit(limit)
-        holding = chosen.holding
+        holding = replace(chosen.holding, recorded=False)  # its memory was not counted
         if holding.where != "resident" and any(model.packed for model in self.models):
             self._unpack()
         if holding.growth is not None:

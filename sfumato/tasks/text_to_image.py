@@ -14,6 +14,7 @@ from sfumato.engine import lossy
 from sfumato.engine.decode import decode
 from sfumato.engine.denoiser import Denoiser
 from sfumato.engine.driver import Job, OnStep, run
+from sfumato.engine.recorded import Recorded, recorded
 from sfumato.engine.residence import USUAL, Holding, Keeper
 from sfumato.engine.streams import Streams
 from sfumato.engine.timetable import Timetable
@@ -99,7 +100,9 @@ class Drawing:
 
     def prepare(self) -> None:
         """Encode the prompts."""
-        self.runs = [Run(stage, self.settled, sigmas, self.keeper) for stage, sigmas in self.stages]
+        self.runs = [
+            Run(stage, self.settled, sigmas, self.keeper, self.holding.recorded) for stage, sigmas in self.stages
+        ]
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Streams]:
         """The noise [n, C, h, w] from which these pictures begin, and the streams of what is drawn later."""
@@ -134,7 +137,8 @@ class Drawing:
         tokens = prompts[0].tokens
         counted = [f"Tokens: {', '.join(f'{name} prompt {count}' for name, count in tokens.items())}."]
         merged = [applied.note() for applied in self.model.adapters]
-        told = (*(p.notes for p in prompts), warnings)
+        slow = [run.network.note for run in self.runs if isinstance(run.network, Recorded) and run.network.note]
+        told = (*(p.notes for p in prompts), warnings, slow)
         said = (self.model.notes, merged, counted, lossy.notes(self.settled.modes), *told)
         notes = dict.fromkeys(note for part in said for note in part)
         return Result(pictures, latents, tokens, list(notes), time.perf_counter() - self.started)
@@ -155,14 +159,19 @@ def handover(settled: Settled, share: float) -> int:
 class Run:
     """One model's part of the way from noise to latents: what does not depend on the seed is made here, once."""
 
-    def __init__(self, model: Model, settled: Settled, sigmas: Sequence[float], keeper: Keeper | None = None) -> None:
+    def __init__(
+        self, model: Model, settled: Settled, sigmas: Sequence[float], keeper: Keeper | None = None,
+        recorded: bool = True,
+    ) -> None:
         self.model, self.settled, self.sigmas = model, settled, sigmas
         self.keeper = keeper or Keeper(USUAL.where, model)
+        self.recorded = recorded and self.keeper.where == "resident"
         self.plan = plan_for(settled.request, model)
         self.keeper.use_texts(model)
         self.prompts: Prompts = model.family.condition(model, settled.request, settled.names)
         self.conditionings: dict[str, Conditioning] = {}
         self.timetable: Timetable | None = None
+        self.network: nn.Module | Recorded | None = None  # as it was asked last
 
     def denoiser(self) -> Denoiser:
         """The network, brought to its device, and its conditionings ready."""
@@ -174,7 +183,8 @@ class Run:
         network = self.model.network
         if self.timetable is None and hasattr(network, "prepare_times"):
             self.timetable = Timetable(network, self.plan, self.sigmas, self.conditionings, self.model.device)
-        return Denoiser(network, self.model.device, self.model.dtype)
+        self.network = recorded(network, self.model.device) if self.recorded else network
+        return Denoiser(self.network, self.model.device, self.model.dtype)
 
     def job(
         self, x: Tensor, streams: Streams, on_step: OnStep | None, shared: Denoiser | None = None

@@ -24,6 +24,18 @@ WAITS = {"dpm_adaptive": "its steps are as long as the error allows, which has t
 """Samplers that look at numbers, and why."""
 
 
+def tiny_unet() -> UNet:
+    return UNet(UNetConfig(
+        block_out_channels=(8, 16), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=4, cross_attention_dim=3,
+        attention_head_dim=2, layers_per_block=1,
+    ))  # fmt: skip
+
+
+def tiny_dit() -> DiT:
+    return DiT(DiTConfig(num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=8))
+
+
 def toy(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     return torch.tanh(x).repeat(len(conditioning) // len(x), 1, 1, 1) * t.mean()
 
@@ -65,16 +77,12 @@ def test_samplers_and_guidance(sampler: str) -> None:
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_networks(kind: str, cached: bool) -> None:
+    network: UNet | DiT
     with META:
-        network: UNet | DiT
         if kind == "unet":
-            network = UNet(UNetConfig(
-                block_out_channels=(8, 16), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=4, cross_attention_dim=3,
-                attention_head_dim=2, layers_per_block=1,
-            ))  # fmt: skip
+            network = tiny_unet()
             rows = {name: Conditioning(context=torch.zeros(2, 5, 3)) for name in ("positive", "negative")}
         else:
-            network = DiT(DiTConfig(num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=8))
+            network = tiny_dit()
             rows = {name: Conditioning(labels=torch.zeros(2, dtype=torch.long)) for name in ("positive", "negative")}
     assert draw(network.eval(), rows, shortcuts=(StepCache(2, 1),) if cached else ()).device == META
