@@ -7,6 +7,7 @@ these numbers.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 E4M3 = torch.float8_e4m3fn
@@ -62,9 +63,12 @@ class Float8Linear(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
         rows, scale = coarse_rows(x.flatten(0, -2))
-        y = torch._scaled_mm(
-            rows, self.weight.T, scale, self.scale, out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda
-        )  # bfloat16 is what every such chip makes
+        if rows.is_cuda:  # bfloat16 is what every such chip makes
+            y = torch._scaled_mm(
+                rows, self.weight.T, scale, self.scale, out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+        else:  # the same numbers, as wider ones
+            y = F.linear(rows.float() * scale, self.weight.float() * self.scale.T).bfloat16()
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         if self.bias is not None:
             y = y + self.bias
