@@ -19,13 +19,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.report import Measured, Row
 
+T = TypeVar("T")
 Made = tuple[Callable[[], Tensor], dict[str, str]]
 """A subject: the call that does its work once, and notes for the table."""
 Make = Callable[..., Made]
@@ -71,21 +72,37 @@ class Process:
         self.make, self.arguments = make, arguments
         self.notes: dict[str, str] = {}
         self.running: tuple[BaseProcess, Connection] | None = None
+        self.is_ready = False
 
-    def turn(self, keep: bool = False) -> Turn:
-        """
+    def start(self) -> None:
+        """Let it get ready, while others do."""
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self.make, self.arguments), daemon=True)
+        process.start()
+        theirs.close()
+        self.running, self.is_ready = (process, pipe), False
+
+    def wait(self) -> None:
+        """Until it is ready.
+
         Raises:
             Absent: the subject cannot be had here.
             RuntimeError: its process failed.
         """
         if self.running is None:
-            context = multiprocessing.get_context("spawn")
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, self.make, self.arguments), daemon=True)
-            process.start()
-            theirs.close()
-            self.running = process, pipe
+            self.start()
+        if not self.is_ready:
             self.notes = self._told()
+            self.is_ready = True
+
+    def turn(self, keep: bool = False) -> Turn:
+        """
+        Raises:
+            Absent, RuntimeError: see ``wait``, which it does first.
+        """
+        self.wait()
+        assert self.running is not None
         self.running[1].send(keep)
         found: Turn = self._told()
         return found
@@ -200,6 +217,7 @@ Subject = Process | Program | Here
 def compare(
     name: str, subjects: Mapping[str, Callable[[], Tensor] | Subject], turns: int = 5, warmups: int = 1,
     limit: float = 1e-4, work: float = 0.0, rounds: int = 0, lossy: Collection[str] = (), span: float = 0.0,
+    rate: Callable[[], float] | None = None,
 ) -> Row:
     """Run the subjects in turns.
 
@@ -215,6 +233,7 @@ def compare(
             has its turns, and ends: no two are in memory at once.
         lossy: those that may differ by more, of which the PSNR is told.
         span: of the outputs' values, which the PSNR refers to; the reference output's own unless given.
+        rate: measures the peak that the work is compared to; ``peak_rate`` unless given.
 
     Raises:
         RuntimeError: the reference itself cannot be had.
@@ -226,16 +245,23 @@ def compare(
     measured = {label: Measured() for label in living}
     faults: dict[str, list[int]] = {label: [] for label in living}
 
-    def once(label: str, counts: bool) -> None:
-        if label not in living:
-            return
+    def with_reason(label: str, do: Callable[[], T]) -> T | None:
+        """What it gives; None, and a note, where the subject is left out."""
         try:
-            found = living[label].turn(keep=label not in outputs)
+            return do()
         except (Absent, RuntimeError) as why:
             if label == first:
                 raise RuntimeError(f"{name}: {label}, the reference: {why}") from why
             notes[label] = f"left out: {why}"
             living.pop(label).end()
+            return None
+
+    def once(label: str, counts: bool) -> None:
+        if label not in living:
+            return
+        subject, keep = living[label], label not in outputs
+        found = with_reason(label, lambda: subject.turn(keep))
+        if found is None:
             return
         print(f"{name}: {label}: {found.seconds:.2f} s{'' if counts else ', to warm up'}", file=sys.stderr, flush=True)
         notes.update(living[label].notes)
@@ -259,6 +285,11 @@ def compare(
                 if label in living:
                     living[label].end()
     else:
+        processes = {label: subject for label, subject in living.items() if isinstance(subject, Process)}
+        for process in processes.values():
+            process.start()
+        for label, process in processes.items():  # before anything is timed
+            with_reason(label, process.wait)
         for i in range(warmups + turns):
             for label in list(living):
                 once(label, i >= warmups)
@@ -274,7 +305,7 @@ def compare(
     return Row(
         name, {label: measured[label] for label in living},
         {label: _far(y, truth) for label, y in outputs.items() if label in living and truth is not None},
-        work, peak_rate() if work else 0.0, notes, [label for label in living if label in lossy],
+        work, (rate or peak_rate)() if work else 0.0, notes, [label for label in living if label in lossy],
         {label: found for label, found in quality.items() if found < inf},
     )
 
@@ -308,12 +339,16 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_rate(size: int = 2048, tries: int = 8) -> float:
-    """Operations a second of a square float32 matrix product, the best of several."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    out, best = torch.empty(size, size), float("inf")
+def peak_rate(
+    size: int = 2048, tries: int = 8, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> float:
+    """Operations a second of a square matrix product, the best of several."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out, best = torch.empty_like(a), float("inf")
     for _ in range(tries):
         begin = time.perf_counter()
         torch.mm(a, b, out=out)
+        if out.is_cuda:
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best

@@ -8,14 +8,14 @@ that see ``benchmarks.lossy``). stable-diffusion.cpp draws from noise of its own
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import folders, openvino_peer, peers
-from benchmarks.harness import Made, Process, Subject, compare
+from benchmarks.harness import Made, Process, Subject, compare, peak_rate
 from benchmarks.options import options
 from benchmarks.report import machine, report
 from benchmarks.sd_cpp import StableDiffusionCpp
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     flags.add_argument("--sizes", nargs="+", type=int, default=[256, 512], help="pixels")
     flags.add_argument("--counts", nargs="+", type=int, default=[1, 4], help="pictures at once")
     flags.add_argument("--steps", type=int, default=20)
-    flags.add_argument("--device", default="cpu", help="on another than the CPU: diffusers, eager and compiled")
+    flags.add_argument("--device", default="cpu", help="on another than the CPU all subjects live side by side")
     flags.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     chosen = flags.parse_args(arguments)
     name = chosen.model
@@ -44,10 +44,12 @@ def main(arguments: Sequence[str] = ()) -> None:
             what = f"{'picture' if count == 1 else f'{count} pictures'}, {peers.TITLES[name]}"
             row = compare(
                 f"{what}, {side} x {side}, {chosen.steps} steps{'' if exact else f', {chosen.dtype}'}",
-                chosen.of(subjects), chosen.turns, warmups=0, rounds=chosen.rounds, lossy=LOSSY, span=255.0,
+                chosen.of(subjects), chosen.turns if exact else chosen.turns * chosen.rounds,
+                warmups=0 if exact else 1, rounds=chosen.rounds if exact else 0, lossy=LOSSY, span=255.0,
                 # Pixels are rounded to 8 bits on one side only: half a step of 255 is within the limit. In half
                 # precision each step rounds what the last one left.
-                limit=5e-3 if exact else 0.1, work=work(name, side, chosen.steps, count) if exact else 0.0,
+                limit=5e-3 if exact else 0.1, work=work(name, side, chosen.steps, count),
+                rate=None if exact else partial(peak_rate, 8192, 8, chosen.device, getattr(torch, chosen.dtype)),
             )  # fmt: skip
             kind = f"picture_{name}_{side}" + (f"_x{count}" if count > 1 else "")
             report(kind if exact else f"{kind}_{chosen.device}_{chosen.dtype}", [row], about, chosen.trial)
@@ -73,6 +75,7 @@ def elsewhere(told: tuple[str, int, int, int], device: str, dtype: str) -> dict[
     return {
         "diffusers": Process(diffusers, *told, False, device, dtype),
         "diffusers compiled": Process(diffusers, *told, True, device, dtype),
+        "diffusers compiled, CUDA graphs": Process(diffusers, *told, True, device, dtype, "reduce-overhead"),
         "sfumato": Process(sfumato, *told, "", device, dtype),
         "sfumato compiled": Process(sfumato, *told, "compiled", device, dtype),
         "sfumato fp8": Process(sfumato, *told, "fp8", device, dtype),
@@ -87,11 +90,12 @@ def work(name: str, side: int, steps: int, count: int) -> float:
 
 
 def diffusers(
-    name: str, side: int, steps: int, count: int, compiled: bool = False, device: str = "cpu", dtype: str = "float32"
+    name: str, side: int, steps: int, count: int, compiled: bool = False, device: str = "cpu", dtype: str = "float32",
+    mode: str | None = None,
 ) -> Made:
     theirs = folders.peer(name, torch_dtype=getattr(torch, dtype)).to(device)
     if compiled:
-        theirs.unet, theirs.vae.decode = torch.compile(theirs.unet), torch.compile(theirs.vae.decode)
+        theirs.unet, theirs.vae.decode = torch.compile(theirs.unet, mode=mode), torch.compile(theirs.vae.decode)
     return drawn_by(theirs, side, steps, count), {}
 
 
@@ -103,7 +107,7 @@ def openvino(name: str, side: int, steps: int, count: int, int8: bool = False) -
     return drawn_by(theirs, side, steps, count), {}
 
 
-def drawn_by(theirs: object, side: int, steps: int, count: int) -> "partial[Tensor]":
+def drawn_by(theirs: Any, side: int, steps: int, count: int) -> "partial[Tensor]":
     """What a pipeline of diffusers draws; it has drawn once."""
     draw = partial(draw_theirs, theirs, side, count)
     draw(2)
@@ -111,13 +115,14 @@ def drawn_by(theirs: object, side: int, steps: int, count: int) -> "partial[Tens
 
 
 @torch.inference_mode()
-def draw_theirs(theirs: object, side: int, count: int, steps: int) -> Tensor:
+def draw_theirs(theirs: Any, side: int, count: int, steps: int) -> Tensor:
     """[count, 3, side, side] in [0, 255]."""
-    assert callable(theirs)
-    seeded = [torch.Generator().manual_seed(1 + i) for i in range(count)]
+    # Left to draw its own, in half precision it draws other numbers.
+    shape = 1, 4, side // 8, side // 8
+    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(1 + i)) for i in range(count)])
     found: Tensor = theirs(
         folders.PROMPT, negative_prompt=folders.NEGATIVE, width=side, height=side, num_inference_steps=steps,
-        guidance_scale=SCALE, num_images_per_prompt=count, generator=seeded, output_type="pt",
+        guidance_scale=SCALE, num_images_per_prompt=count, latents=noise.to(theirs.dtype), output_type="pt",
     ).images  # fmt: skip
     return found.float().cpu() * 255.0
 
