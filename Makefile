@@ -7,7 +7,7 @@ CODE   := sfumato tests $(wildcard benchmarks recipes/*.py hatch_build.py)
 # Threads inside one operation would fight with the test processes, and a sum's order, hence its bits, hangs on them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all lint bench wheel clean
+.PHONY: install demo test test-all test-cuda lint bench wheel clean
 
 install: $(VENV)/installed-dev
 
@@ -30,6 +30,10 @@ test: install
 
 test-all: install
 	$(PYTEST) -m 'slow or not slow'
+
+# What only a GPU shows; the other targets do not look at one.
+test-cuda: install
+	SFUMATO_TEST_CUDA=1 $(BIN)/python -m pytest tests/cuda -m 'slow or not slow'
 
 lint: install
 	$(BIN)/ruff check $(CODE)

@@ -8,6 +8,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 
+# The same numbers on every machine: a GPU is not seen, unless `make test-cuda` asks for what is tested on it.
+if not os.environ.get("SFUMATO_TEST_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # The same examples in every run, and no time limit on any: a busy machine is not a failure.
 settings.register_profile("everyday", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("everyday")

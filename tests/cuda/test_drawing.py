@@ -1,0 +1,107 @@
+"""Drawing on a CUDA device; `make test-cuda`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sfumato
+from sfumato.core.request import Request
+from sfumato.engine.recorded import Recordings, _known
+from sfumato.engine.residence import Holding, Where
+from sfumato.tasks.batcher import Batcher
+from sfumato.tasks.text_to_image import Result, text_to_image
+from tests.parity import tiny
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+ASKED: dict[str, Any] = {"steps": 4, "width": 64, "height": 64, "seed": 3, "cfg_scale": 5.0}
+KINDS = ("sd1", "sdxl", "dit")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place: Path = tmp_path_factory.mktemp(request.param)
+    if request.param == "dit":
+        tiny.save_dit(tiny.dit(num_layers=2), place)
+    else:
+        tiny.pipeline(request.param, place).save_pretrained(place)
+    return place
+
+
+def words(folder: Path) -> str:
+    return "goldfish" if folder.name.startswith("dit") else "a red apple"
+
+
+def far(a: Result, b: Result) -> int:
+    return int(np.abs(a.pictures[0].pixels.astype(int) - b.pictures[0].pixels.astype(int)).max())
+
+
+def recordings(pipe: Any) -> Recordings:
+    return _known[pipe.model.network]
+
+
+def test_it_draws_what_a_cpu_draws(folder: Path) -> None:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        there = sfumato.load(str(folder), device="cuda", dtype="float32")(words(folder), **ASKED)
+    here = sfumato.load(str(folder), device="cpu")(words(folder), **ASKED)
+    assert far(there, here) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_replayed_steps_are_those_that_are_not(folder: Path, dtype: Any) -> None:
+    pipe = sfumato.load(str(folder), device="cuda", dtype=dtype)
+    plain = Holding(recorded=False)
+    for seed in (1, 2):
+        for count in (1, 2):
+            asked = Request(words(folder), **{**ASKED, "seed": seed, "count": count})
+            fast, slow = pipe(asked), text_to_image(pipe.model, asked, holding=plain)
+            assert torch.equal(fast.latents, slow.latents)
+            assert not any("CUDA graphs" in note for note in fast.notes)
+    made = [shape.replay for shape in recordings(pipe)._shapes.values()]
+    assert len(made) == 2
+    assert all(made)
+
+
+def test_requests_share_steps(folder: Path) -> None:
+    pipe = sfumato.load(str(folder), device="cuda", dtype="float32")
+    asked = [Request(words(folder), **{**ASKED, "seed": i, "steps": 3 + i}) for i in range(4)]
+    alone = [pipe(one) for one in asked]
+    batcher = Batcher(pipe.model)
+    together = [ticket.result() for ticket in [batcher.submit(one) for one in asked]]
+    batcher.close()
+    assert max(far(a, b) for a, b in zip(alone, together, strict=True)) <= 2  # TF32 rounds as it likes
+
+
+def test_products_in_eight_bits() -> None:
+    asked = Request("a slice of pizza", seed=1, steps=12)
+    [plain] = sfumato.load(device="cuda", dtype="bfloat16")(asked).pictures
+    [coarse] = sfumato.load(device="cuda", dtype="bfloat16", quantize="fp8")(asked).pictures
+    error = np.square(plain.pixels.astype(float) - coarse.pixels.astype(float)).mean()
+    assert error > 0
+    assert 10 * np.log10(255**2 / error) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_network_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    asked = Request("a slice of pizza", seed=1, steps=12)
+    pipe = sfumato.load(device="cuda", dtype="bfloat16", compile="default")
+    made, plain = pipe(asked), sfumato.load(device="cuda", dtype="bfloat16")(asked)
+    assert not any("CUDA graphs" in note for note in made.notes)
+    assert all(shape.replay for shape in recordings(pipe)._shapes.values())
+    error = np.square(plain.pictures[0].pixels.astype(float) - made.pictures[0].pixels.astype(float)).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 35
+
+
+def test_parts_that_rest(folder: Path) -> None:
+    pipe = sfumato.load(str(folder), device="cuda", dtype="bfloat16")
+    asked = Request(words(folder), **ASKED)
+    plain = pipe(asked)
+    ways: list[Where] = ["parts", "layers"]
+    for where in ways:
+        found = text_to_image(pipe.model, asked, holding=Holding(where))
+        assert torch.equal(found.latents, plain.latents)
