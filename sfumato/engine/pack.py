@@ -17,6 +17,7 @@ from sfumato.nn import native
 from sfumato.nn.embeddings import TimestepEmbedding
 from sfumato.nn.float8 import Float8Linear
 from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
+from sfumato.nn.native.shapes import direct_work, tiled_work
 from sfumato.nn.transformer import FUSED, PROJECTIONS, Attention, CrossAttention
 
 Eight = Literal["int8", "fp8"]
@@ -94,7 +95,7 @@ def pack(
         return Packing(before=before, after=before, why=why)
     from sfumato.nn.native import layers as packed  # only now: its operators exist once the library is loaded
 
-    transformed = _choose(network, growth * before, shapes, side) if fast and eight != "int8" else {}
+    transformed = _choose(network, growth * before, shapes, side) if fast and eight != "int8" else set()
     network.eval().requires_grad_(False)
     places = Counter(module for _, module in network.named_modules(remove_duplicate=False))
     twice = {module for module, count in places.items() if count > 1}
@@ -120,7 +121,8 @@ def pack(
         if not fast:
             return None
         if type(layer) is Conv2d and layer in transformed:
-            return packed.WinogradConv2d(layer, transformed.pop(layer))
+            transformed.remove(layer)
+            return packed.WinogradConv2d(layer)
         if type(layer) is Conv2d and _regular(layer):
             return packed.PackedConv2d(layer)
         if type(layer) is Linear:
@@ -188,38 +190,32 @@ def _regular(layer: nn.Conv2d) -> bool:
 
 def _choose(
     network: nn.Module, budget: float, shapes: Mapping[str, Sequence[int]], side: int
-) -> dict[nn.Module, int]:
-    """The convolutions whose weights are to be transformed and for which tile, within ``budget`` more bytes.
+) -> set[nn.Module]:
+    """The convolutions whose weights are to be transformed beforehand, within ``budget`` more bytes.
 
-    A layer takes as long as its multiplications or as its weights' way from memory, whichever is more; where a byte
-    saves the most time, it is spent first.
+    The others transform theirs as they go, or take the direct sum, whichever is less work. A layer takes as long as
+    its multiplications or as its weights' way from memory, whichever is more; where a byte saves the most time, it is
+    spent first.
     """
+    from sfumato.nn.native.layers import tileable
+
     offers = []
     last = getattr(network, "conv_out", None)
     channels = last.in_channels if isinstance(last, nn.Conv2d) else 320
     for order, (name, m) in enumerate(network.named_modules()):
-        if type(m) is Conv2d and _regular(m) and m.in_channels % 16 == 0 and (
-            (m.kernel_size, m.stride, m.padding) == ((3, 3), (1, 1), (1, 1))
-        ):
-            count, _, height, width = shapes.get(name) or _usual(m, side, channels)
-            columns = -(-m.out_channels // 32) * 32  # panels may be as wide
-            plain = 9 * max(count * height * width, 4 * BYTE)  # of each pair of channels
-            takes = {2: 1.15, 4: 1.3}  # with the transforms of the pictures
-            small, large = (
-                (tile + 2) ** 2 * max(extra * count * -(-height // tile) * -(-width // tile), 4 * BYTE)
-                for tile, extra in takes.items()
-            )
-            little, much = (4 * m.in_channels * (points * columns - 9 * m.out_channels) for points in (16, 36))
-            if small < plain:
-                offers.append(((plain - small) / 7, order, 2, little, m))
-            if large < min(small, plain):
-                offers.append(((min(small, plain) - large) / 20, order, 4, much - little, m))
-    chosen: dict[nn.Module, int] = {}
-    for _, _, tile, cost, layer in sorted(offers, key=lambda offer: (-offer[0], offer[1])):
+        if type(m) is Conv2d and _regular(m) and tileable(m):
+            shape = shapes.get(name) or _usual(m, side, channels)
+            plain = max(min(direct_work(shape), tiled_work(shape, transformed=False)), 36 * BYTE)
+            saved = plain - max(tiled_work(shape), 144 * BYTE)
+            if saved > 0:
+                columns = -(-m.out_channels // 32) * 32  # panels may be as wide
+                offers.append((saved, order, 4 * m.in_channels * (36 * columns - 9 * m.out_channels), m))
+    chosen: set[nn.Module] = set()
+    for _, _, cost, layer in sorted(offers, key=lambda offer: (-offer[0], offer[1])):
         if cost > budget:
             break
         budget -= cost
-        chosen[layer] = tile
+        chosen.add(layer)
     return chosen
 
 

@@ -167,7 +167,7 @@ def _speeds(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     }
     if (device.type, dtype) == ("cpu", torch.float32) and native.available():
         ops = torch.ops.sfumato
-        packed, transformed, eight = ops.pack_linear(b.T), ops.pack_winograd(weight, 4), ops.pack_int8(b.T)
+        packed, transformed, eight = ops.pack_linear(b.T), ops.pack_winograd(weight), ops.pack_int8(b.T)
         runs["packed"] = product, lambda: ops.linear(a, packed, None, None, 2560)
         runs["winograd"] = convolution / 4, lambda: ops.winograd(x, transformed, None, None, None, 320)
         runs["attention"] = runs["attention"][0], lambda: ops.attention(q, q, q, 0.2)

@@ -4,7 +4,6 @@ The true modules are run, so nothing here knows of U-Nets or autoencoders. Each 
 seen: its multiplications, the bytes it reads and writes, and the tensors that are alive while it runs.
 """
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sfumato.engine.meta import META, SHAPES
+from sfumato.nn.native.shapes import tiled_work, tiles
 
 T = TypeVar("T")
 Kind = Literal["convolution", "product", "attention", "movement", "packed", "winograd", "int8"]
@@ -219,8 +219,9 @@ def _panels_of_pictures(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int
 
 def _tiled(args: tuple[Any, ...], outputs: Sequence[Tensor]) -> int:
     x, packed = args[:2]
-    side = math.isqrt(packed.shape[1]) - 2
-    return 2 * int(packed.numel() * len(x) * -(-x.shape[2] // side) * -(-x.shape[3] // side))
+    transformed = packed.dim() == 4
+    pairs = int(packed.numel()) // (36 if transformed else 9)
+    return 2 * pairs * (36 * tiles(x.shape) + tiled_work(x.shape, transformed) - tiled_work(x.shape))
 
 
 NATIVE: Mapping[str, tuple[Kind, Callable[[tuple[Any, ...], Sequence[Tensor]], int]]] = {

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,12 +59,15 @@ def test_winograd_is_the_convolution(
     x = picture(batch, channels, height, width)
     added = torch.randn(1 if shift == 1 else batch, out) if shift else None
     after = picture(batch, out, height, width) if residual else None
-    found = [stand_in(layer, FAST)(x, added, after), WinogradConv2d(layer, 2)(x, added, after)]
+    packed = torch.ops.sfumato.pack_convolution(layer.weight)
+    going = torch.ops.sfumato.winograd(x, packed, layer.bias, added, after, out)
+    found = [stand_in(layer, FAST)(x, added, after), going, stand_in(layer)(x, added, after)]
+    assert torch.equal(found[0], found[1])
     truth = layer.double()(x.double(), *(None if t is None else t.double() for t in (added, after)))
-    for y, limit in zip(found, (1e-5, 2e-6), strict=True):
+    for y in found:
         assert y.shape == truth.shape
         assert y.is_contiguous(memory_format=torch.channels_last)
-        assert relative(y, truth) < limit
+        assert relative(y, truth) < 1e-5
 
 
 @needs_native
@@ -207,17 +211,16 @@ def test_inputs_in_any_memory_order() -> None:
 
 @needs_native
 def test_the_result_does_not_hang_on_the_number_of_threads() -> None:
-    layer = stand_in(Conv2d(32, 32, 3, padding=1), FAST)
-    x, threads = picture(2, 32, 30, 30), torch.get_num_threads()
+    layer = Conv2d(112, 32, 3, padding=1)
+    x, threads = picture(2, 112, 30, 30), torch.get_num_threads()
+    found = []
     try:
-        found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(layer(x))
+            found += [stand_in(layer, growth)(x) for growth in (SMALL, FAST)]
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(found[0], y) for y in found)
 
 
 @needs_native
@@ -282,16 +285,17 @@ def test_what_is_given_small_pictures_is_not_transformed() -> None:
     def layers() -> nn.Sequential:
         return nn.Sequential(Conv2d(256, 256, 3, padding=1), Conv2d(256, 256, 3, padding=1))
 
-    assert pack(layers(), FAST).winograd == 2
-    assert pack(layers(), FAST, shapes={"0": (1, 256, 4, 4)}).winograd == 1
-    for side, tile in ((64, 4), (4, 2), (2, None)):
-        pack(network := layers(), FAST, side=side)
-        assert [getattr(layer, "tile", None) for layer in network] == [tile, tile]
-    for points, tiles in ((7, [None, 2]), (14, [2, 2]), (34, [2, 4]), (54, [4, 4])):  # where a byte saves more first
-        network = layers()
-        growth = 1.001 * 4 * 256 * 256 * points / sum(p.nbytes for p in network.parameters())
-        pack(network, growth, shapes={"0": (2, 256, 16, 16), "1": (2, 256, 32, 32)})
-        assert [getattr(layer, "tile", None) for layer in network] == tiles
+    def transformed(growth: float = FAST, **known: Any) -> list[bool]:
+        pack(network := layers(), growth, **known)
+        return [isinstance(layer, WinogradConv2d) for layer in network]
+
+    assert transformed() == [True, True]
+    assert transformed(shapes={"0": (1, 256, 4, 4)}) == [False, True]
+    assert transformed(side=2) == [False, False]
+    # Where a byte saves more comes first.
+    for points, found in ((26, [False, False]), (28, [False, True]), (54, [True, True])):
+        growth = 1.001 * 4 * 256 * 256 * points / sum(p.nbytes for p in layers().parameters())
+        assert transformed(growth, shapes={"0": (2, 256, 16, 16), "1": (2, 256, 32, 32)}) == found
 
 
 @needs_native
@@ -416,7 +420,7 @@ import sys, torch
 from sfumato.nn.native import shapes
 torch.ops.load_library(sys.argv[1])
 x, weight = torch.randn(1, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.randn(32, 16, 3, 3)
-packed = torch.ops.sfumato.pack_winograd(weight, 4)
+packed = torch.ops.sfumato.pack_winograd(weight)
 y = torch.ops.sfumato.winograd(x, packed, None, None, None, 32)
 torch.testing.assert_close(y, torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-3, rtol=1e-3)
 """

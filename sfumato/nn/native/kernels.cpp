@@ -671,20 +671,27 @@ Tensor convolution_int8(const Tensor& x, const Tensor& packed, const Tensor& sca
 
 // ---------------------------------------------------------------------------------------------------- winograd
 //
-// Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), F(M x M, 3x3): an output tile of M x M is
-// A^T [(G g G^T) * (B^T d B)] A of a patch d of the input, M + 2 wide. The sum over channels turns the elementwise
-// product into one independent matrix product [tiles, C] [C, K] for each of the (M + 2)^2 points of a patch.
-//
-//   M = 4: 36 multiplications for 16 outputs where the direct sum has 144; weights grow from 9 values to 36
-//   M = 2: 16 multiplications for 4 outputs where the direct sum has 36; weights grow from 9 values to 16
+// Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), F(4 x 4, 3 x 3): an output tile of 4 x 4 is
+// A^T [(G g G^T) * (B^T d B)] A of a patch d of the input, 6 wide. The sum over channels turns the elementwise product
+// into one independent matrix product [tiles, C] [C, K] for each of the 36 points of a patch: 36 multiplications for 16
+// outputs where the direct sum has 144. Weights grow from 9 values to 36; where there is no memory for that they are
+// transformed as they are used.
 
-template <int M>
-struct Transform;
+constexpr int kSide = 4, kPatch = kSide + 2, kPoints = kPatch * kPatch;
 
-template <>
-struct Transform<4> {
-  static constexpr double G[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
-                                     {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+struct Transform {
+  static constexpr double G[kPatch][3] = {{1. / 4, 0, 0},             {-1. / 6, -1. / 6, -1. / 6}, {-1. / 6, 1. / 6, -1. / 6},
+                                          {1. / 24, 1. / 12, 1. / 6}, {1. / 24, -1. / 12, 1. / 6}, {0, 0, 1}};
+  // One dimension of G g.
+  static void weight(const Vec g[3], Vec o[6]) {
+    const Vec near = (g[0] + g[2]) * (-1.f / 6), far = g[0] * (1.f / 24) + g[2] * (1.f / 6);
+    o[0] = g[0] * 0.25f;
+    o[1] = near - g[1] * (1.f / 6);
+    o[2] = near + g[1] * (1.f / 6);
+    o[3] = far + g[1] * (1.f / 12);
+    o[4] = far - g[1] * (1.f / 12);
+    o[5] = g[2];
+  }
   // One dimension of B^T d.
   static void input(const Vec d[6], Vec o[6]) {
     const Vec even = d[4] - 4.f * d[2], odd = d[3] - 4.f * d[1];
@@ -716,21 +723,6 @@ struct Transform<4> {
   }
 };
 
-template <>
-struct Transform<2> {
-  static constexpr double G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-  static void input(const Vec d[4], Vec o[4]) {
-    o[0] = d[0] - d[2];
-    o[1] = d[1] + d[2];
-    o[2] = d[2] - d[1];
-    o[3] = d[1] - d[3];
-  }
-  static void output(const Vec m[4], Vec o[2]) {
-    o[0] = m[0] + m[1] + m[2];
-    o[1] = m[1] - m[2] - m[3];
-  }
-};
-
 // Kernels of 3 x 3 from C to K channels, in any memory order.
 struct Kernels {
   float* w;
@@ -748,11 +740,22 @@ struct Kernels {
   }
 };
 
-// -> [panels, points, C, kPanel], G g G^T, the last panel filled up with zeros.
-template <int M>
+// G g G^T of a register of kernels: rows of points from `first` to before `last`, each point `apart` from the next.
+inline void transform_kernel(const Vec g[3][3], int64_t first, int64_t last, float* to, int64_t apart) {
+  Vec half[3][kPatch], row[kPatch];
+  for (int x = 0; x < 3; x++) {
+    const Vec column[] = {g[0][x], g[1][x], g[2][x]};
+    Transform::weight(column, half[x]);
+  }
+  for (int64_t i = first; i < last; i++) {
+    const Vec across[] = {half[0][i], half[1][i], half[2][i]};
+    Transform::weight(across, row);
+    for (int j = 0; j < kPatch; j++, to += apart) store(to, row[j]);
+  }
+}
+
+// -> [panels, kPoints, C, kPanel], the last panel filled up with zeros.
 void transform_weight(const Kernels& weight, Tensor& packed) {
-  constexpr int Q = M + 2;
-  constexpr auto& G = Transform<M>::G;
   const int64_t K = weight.K, C = weight.C, P = panels(K);
   float* to = packed.mutable_data_ptr<float>();
   at::parallel_for(0, P * C, 16, [&](int64_t begin, int64_t end) {
@@ -760,89 +763,79 @@ void transform_weight(const Kernels& weight, Tensor& packed) {
       const int64_t p = i / C, c = i % C;
       for (int64_t k = p * kPanel; k < (p + 1) * kPanel; k += kWidth) {
         const int64_t lanes = std::clamp<int64_t>(K - k, 0, kWidth);
-        Vec half[Q][3];
-        for (int x = 0; x < 3; x++) {
-          Vec g[3] = {};
-          for (int y = 0; y < 3; y++) {
+        Vec g[3][3] = {};
+        for (int y = 0; y < 3; y++)
+          for (int x = 0; x < 3; x++) {
             const float* from = weight.at(k, c, y, x);
-            if (weight.of_k == 1) g[y] = load_some(from, lanes);
-            else for (int64_t j = 0; j < lanes; j++) g[y][j] = from[j * weight.of_k];
+            if (weight.of_k == 1) g[y][x] = load_some(from, lanes);
+            else for (int64_t j = 0; j < lanes; j++) g[y][x][j] = from[j * weight.of_k];
           }
-          for (int a = 0; a < Q; a++)
-            half[a][x] = float(G[a][0]) * g[0] + float(G[a][1]) * g[1] + float(G[a][2]) * g[2];
-        }
-        for (int a = 0; a < Q; a++)
-          for (int b = 0; b < Q; b++)
-            store(to + ((p * Q * Q + a * Q + b) * C + c) * kPanel + k % kPanel,
-                  float(G[b][0]) * half[a][0] + float(G[b][1]) * half[a][1] + float(G[b][2]) * half[a][2]);
+        transform_kernel(g, 0, kPatch, to + (p * kPoints * C + c) * kPanel + k % kPanel, C * kPanel);
       }
     }
   });
 }
 
-Tensor pack_winograd(const Tensor& weight, int64_t tile) {
+Tensor pack_winograd(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3, "winograd: weights must be 3x3");
-  TORCH_CHECK(tile == 2 || tile == 4, "winograd: tiles of 2 or 4, not ", tile);
   const Kernels kernels(weight);
-  Tensor packed = make_room({panels(kernels.K), (tile + 2) * (tile + 2), kernels.C, kPanel}, weight.options());
-  tile == 4 ? transform_weight<4>(kernels, packed) : transform_weight<2>(kernels, packed);
+  Tensor packed = make_room({panels(kernels.K), kPoints, kernels.C, kPanel}, weight.options());
+  transform_weight(kernels, packed);
   return packed;
 }
 
 // Where the tiles of a batch of pictures lie.
 struct Tiling {
-  int64_t H, W, M, down, across;
-  Tiling(int64_t H, int64_t W, int64_t M) : H(H), W(W), M(M), down((H + M - 1) / M), across((W + M - 1) / M) {}
+  int64_t H, W, down, across, tiles;
+  explicit Tiling(const Tensor& x)
+      : H(x.size(2)), W(x.size(3)), down((H + kSide - 1) / kSide), across((W + kSide - 1) / kSide),
+        tiles(x.size(0) * down * across) {}
   // Picture, and first row and column of output tile t.
   void find(int64_t t, int64_t& n, int64_t& y, int64_t& x) const {
     n = t / (down * across);
-    y = t / across % down * M;
-    x = t % across * M;
+    y = t / across % down * kSide;
+    x = t % across * kSide;
   }
 };
 
 // B^T d B of one tile and all channels; point i goes to `to + i * stride`.
-template <int M>
 void gather_tile(const float* picture, const Tiling& tiling, int64_t y0, int64_t x0, int64_t C, float* to,
                  int64_t stride) {
-  constexpr int Q = M + 2;
   for (int64_t c = 0; c < C; c += kWidth) {
-    Vec rows[Q][Q];
-    for (int i = 0; i < Q; i++) {
+    Vec rows[kPatch][kPatch];
+    for (int i = 0; i < kPatch; i++) {
       const int64_t y = y0 + i - 1;
-      Vec d[Q];
-      for (int j = 0; j < Q; j++) {
+      Vec d[kPatch];
+      for (int j = 0; j < kPatch; j++) {
         const int64_t x = x0 + j - 1;
         const bool inside = y >= 0 && y < tiling.H && x >= 0 && x < tiling.W;
         d[j] = inside ? load(picture + (y * tiling.W + x) * C + c) : Vec{};
       }
-      Transform<M>::input(d, rows[i]);
+      Transform::input(d, rows[i]);
     }
-    for (int j = 0; j < Q; j++) {
-      Vec column[Q], o[Q];
-      for (int i = 0; i < Q; i++) column[i] = rows[i][j];
-      Transform<M>::input(column, o);
-      for (int i = 0; i < Q; i++) store(to + (i * Q + j) * stride + c, o[i]);
+    for (int j = 0; j < kPatch; j++) {
+      Vec column[kPatch], o[kPatch];
+      for (int i = 0; i < kPatch; i++) column[i] = rows[i][j];
+      Transform::input(column, o);
+      for (int i = 0; i < kPatch; i++) store(to + (i * kPatch + j) * stride + c, o[i]);
     }
   }
 }
 
 // A^T m A of one tile and one register of channels, `valid` of them, + bias + residual; point i is at `m + i * stride`.
-template <int M>
 void scatter_tile(const float* m, int64_t stride, const Tiling& tiling, int64_t y0, int64_t x0, Vec bias,
                   const float* residual, float* picture, int64_t K, int64_t valid) {
-  constexpr int Q = M + 2;
-  Vec rows[M][Q];
-  for (int j = 0; j < Q; j++) {
-    Vec column[Q], o[M];
-    for (int i = 0; i < Q; i++) column[i] = load(m + (i * Q + j) * stride);
-    Transform<M>::output(column, o);
-    for (int i = 0; i < M; i++) rows[i][j] = o[i];
+  Vec rows[kSide][kPatch];
+  for (int j = 0; j < kPatch; j++) {
+    Vec column[kPatch], o[kSide];
+    for (int i = 0; i < kPatch; i++) column[i] = load(m + (i * kPatch + j) * stride);
+    Transform::output(column, o);
+    for (int i = 0; i < kSide; i++) rows[i][j] = o[i];
   }
-  for (int i = 0; i < M && y0 + i < tiling.H; i++) {
-    Vec o[M];
-    Transform<M>::output(rows[i], o);
-    for (int j = 0; j < M && x0 + j < tiling.W; j++) {
+  for (int i = 0; i < kSide && y0 + i < tiling.H; i++) {
+    Vec o[kSide];
+    Transform::output(rows[i], o);
+    for (int j = 0; j < kSide && x0 + j < tiling.W; j++) {
       const int64_t at = ((y0 + i) * tiling.W + x0 + j) * K;
       Vec v = o[j] + bias;
       if (residual) v += load_some(residual + at, valid);
@@ -851,41 +844,72 @@ void scatter_tile(const float* m, int64_t stride, const Tiling& tiling, int64_t 
   }
 }
 
-// x is [N, C, H, W] in channels-last memory, y the same with K channels.
-template <int M>
-void convolve(const Tensor& x, const float* weights, const float* bias, const float* shift, const float* residual,
-              Tensor& y) {
-  constexpr int64_t points = (M + 2) * (M + 2);
-  const int64_t N = x.size(0), C = x.size(1), K = y.size(1), P = panels(K);
-  const Tiling tiling(x.size(2), x.size(3), M);
-  const int64_t tiles = N * tiling.down * tiling.across, area = tiling.H * tiling.W;
+// G g G^T of `count` channels of one panel of plain weights [9][C][kPanel], rows of points from `first` to before `last`.
+void transform_panel(const float* w, int64_t C, int64_t count, int64_t first, int64_t last, float* to, int64_t apart) {
+  for (int64_t i = 0; i < count * kPanel; i += kWidth) {
+    Vec g[3][3];
+    for (int tap = 0; tap < 9; tap++) {
+      const float* from = w + tap * C * kPanel + i;
+      __builtin_prefetch(from + 12 * kPanel);  // nine streams are more than the processor foresees
+      g[tap / 3][tap % 3] = load(from);
+    }
+    transform_kernel(g, first, last, to + i, apart);
+  }
+}
+
+// x is [N, C, H, W] in channels-last memory, y the same with K channels. Weights are transformed, or [panels, 9, C, kPanel].
+void convolve(const Tensor& x, const float* weights, bool transformed, const float* bias, const float* shift,
+              const float* residual, Tensor& y) {
+  const int64_t N = x.size(0), C = x.size(1), K = y.size(1), P = panels(K), threads = at::get_num_threads();
+  const Tiling tiling(x);
+  const int64_t area = tiling.H * tiling.W;
   const float* xp = x.const_data_ptr<float>();
   float* yp = y.mutable_data_ptr<float>();
 
-  // Tiles are worked off in chunks whose transforms stay in the last-level cache; all threads share a chunk. Points are the
-  // outer loop of the products: the second-level cache holds one point's patches while its panels of weights pass by.
-  const int64_t fit = kCache * at::get_num_threads() / (points * (C + P * kPanel) * 4);
-  const int64_t chunk = std::min(tiles, std::clamp(fit / kRows, int64_t(12), int64_t(1024)) * kRows);
+  // Tiles are worked off in chunks whose transforms stay in the last-level cache; all threads share a chunk.
+  const int64_t fit = kCache * threads / (kPoints * (C + P * kPanel) * 4);
+  const int64_t most = std::clamp(fit / kRows, int64_t(transformed ? 12 : 4), int64_t(1024)) * kRows;
+  const int64_t chunks = std::max<int64_t>((tiling.tiles + most - 1) / most, 1), chunk = (tiling.tiles + chunks - 1) / chunks;
   const int64_t stride = chunk * C + kWidth, plane = chunk * P * kPanel + kWidth;  // kWidth keeps points out of one cache set
-  Tensor buffer = at::empty({points * (stride + plane)}, x.options());
-  float *patches = buffer.mutable_data_ptr<float>(), *products = patches + points * stride;
+  Tensor buffer = at::empty({kPoints * (stride + plane)}, x.options());
+  float *patches = buffer.mutable_data_ptr<float>(), *products = patches + kPoints * stride;
+  // Of weights that are transformed here a task takes so many rows of points and channels as the second-level cache holds.
+  int64_t parts = 1;
+  while (parts < kPatch && P * parts < 4 * threads) parts++;
+  const int64_t deep = std::min(C, 96 * parts), apart = deep * kPanel + kWidth;
 
-  for (int64_t start = 0; start < tiles; start += chunk) {
-    const int64_t count = std::min(chunk, tiles - start), blocks = (count + kBlock - 1) / kBlock;
+  for (int64_t start = 0; start < tiling.tiles; start += chunk) {
+    const int64_t count = std::min(chunk, tiling.tiles - start), blocks = (count + kBlock - 1) / kBlock;
     share_out(count, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
         int64_t n, y0, x0;
         tiling.find(start + t, n, y0, x0);
-        gather_tile<M>(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
+        gather_tile(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
       }
     });
-    share_out(points * blocks * P, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; task++) {
-        const int64_t i = task / P / blocks, first = task / P % blocks * kBlock, p = task % P;
-        multiply(patches + i * stride + first * C, C, std::min(kBlock, count - first),
-                 weights + (p * points + i) * C * kPanel, C, products + i * plane + (p * count + first) * kPanel);
-      }
-    });
+    // Points are the outer loop: the second-level cache holds one point's patches while its panels of weights pass by.
+    if (transformed)
+      share_out(kPoints * blocks * P, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; task++) {
+          const int64_t i = task / P / blocks, first = task / P % blocks * kBlock, p = task % P;
+          multiply(patches + i * stride + first * C, C, std::min(kBlock, count - first),
+                   weights + (p * kPoints + i) * C * kPanel, C, products + i * plane + (p * count + first) * kPanel);
+        }
+      });
+    else
+      share_out(P * parts, [&](int64_t begin, int64_t end) {
+        const Room room((kPatch + parts - 1) / parts * kPatch * apart);
+        for (int64_t task = begin; task < end; task++) {
+          const int64_t p = task / parts, first = task % parts * kPatch / parts, last = (task % parts + 1) * kPatch / parts;
+          for (int64_t c = 0; c < C; c += deep) {
+            const int64_t some = std::min(deep, C - c);
+            transform_panel(weights + (p * 9 * C + c) * kPanel, C, some, first, last, room.at, apart);
+            for (int64_t i = first * kPatch; i < last * kPatch; i++)
+              multiply(patches + i * stride + c, C, count, room.at + (i - first * kPatch) * apart, some,
+                       products + i * plane + p * count * kPanel, c > 0);
+          }
+        }
+      });
     share_out(P * count, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
         const int64_t p = task / count, t = task % count;
@@ -895,88 +919,87 @@ void convolve(const Tensor& x, const float* weights, const float* bias, const fl
           Vec b = bias ? load_some(bias + k, K - k) : Vec{};
           if (shift) b += load_some(shift + n * K + k, K - k);
           const int64_t offset = n * area * K + k;
-          scatter_tile<M>(products + task * kPanel + (k - p * kPanel), plane, tiling, y0, x0, b,
-                          residual ? residual + offset : nullptr, yp + offset, K, K - k);
+          scatter_tile(products + task * kPanel + (k - p * kPanel), plane, tiling, y0, x0, b,
+                       residual ? residual + offset : nullptr, yp + offset, K, K - k);
         }
       }
     });
   }
 }
 
-// conv(x) + bias + shift + residual; the tile is the one that the weights were packed for.
+// conv(x) + bias + shift + residual, by weights of `pack_winograd`, or of `pack_convolution`.
 Tensor winograd(const Tensor& x_, const Tensor& packed, const Maybe& bias, const Maybe& shift_, const Maybe& residual_,
                 int64_t columns) {
   const auto layout = at::MemoryFormat::ChannelsLast;
   const Tensor x = x_.contiguous(layout);
   const int64_t N = x.size(0), C = x.size(1);
-  check_weights(packed, C, columns);
+  const bool transformed = packed.dim() == 4;
+  check_weights(packed, transformed ? C : 9 * C, columns);
   TORCH_CHECK(C % kWidth == 0, "winograd: the input's channels must be a multiple of ", kWidth);
   Tensor y = at::empty({N, columns, x.size(2), x.size(3)}, x.options().memory_format(layout));
   Maybe residual, shift;
   if (residual_) residual = residual_->expand(y.sizes()).contiguous(layout);
   if (shift_) shift = shift_->expand({N, columns}).contiguous();
-  const auto run = packed.size(1) == 36 ? convolve<4> : convolve<2>;
-  run(x, packed.const_data_ptr<float>(), pointer(bias), pointer(shift), pointer(residual), y);
+  convolve(x, packed.const_data_ptr<float>(), transformed, pointer(bias), pointer(shift), pointer(residual), y);
   return y;
 }
 
 // conv(x) + bias with weights that change in every step; or, turned, the gradient of x from that of the result.
 Tensor winograd_convolution(const Tensor& x, const Tensor& weight, const Maybe& bias, bool turned) {
   const Kernels kernels = turned ? Kernels(weight).turned() : Kernels(weight);
-  Tensor packed = at::empty({panels(kernels.K), 36, kernels.C, kPanel}, weight.options());
-  transform_weight<4>(kernels, packed);
+  Tensor packed = at::empty({panels(kernels.K), kPoints, kernels.C, kPanel}, weight.options());
+  transform_weight(kernels, packed);
   return winograd(x, packed, bias, {}, {}, kernels.K);
 }
 
 // The gradient of 3 x 3 weights from that of the result, g: G^T [(A g A^T) * (B^T d B)] G, summed over the tiles, which
 // is the transpose of the above. `like` are the weights.
 Tensor winograd_weight(const Tensor& g_, const Tensor& x_, const Tensor& like) {
-  constexpr int M = 4, Q = M + 2, points = Q * Q;
-  constexpr auto& G = Transform<M>::G;
+  constexpr auto& G = Transform::G;
   const auto layout = at::MemoryFormat::ChannelsLast;
   const Tensor x = x_.contiguous(layout), g = g_.contiguous(layout);
   Tensor gradient = at::empty_like(like);
   const Kernels kernels(gradient);
   const int64_t K = kernels.K, C = kernels.C, P = panels(K);
   TORCH_CHECK(C % kWidth == 0, "winograd: the input's channels must be a multiple of ", kWidth);
-  const Tiling tiling(x.size(2), x.size(3), M);
-  const int64_t tiles = x.size(0) * tiling.down * tiling.across, area = tiling.H * tiling.W;
+  const Tiling tiling(x);
+  const int64_t tiles = tiling.tiles, area = tiling.H * tiling.W;
   const float *xp = x.const_data_ptr<float>(), *gp = g.const_data_ptr<float>();
 
   // Chunks are the same for any number of threads, and so are the sums.
-  const int64_t chunk = std::min(tiles, std::clamp<int64_t>(kCache / (points * (C + P * kPanel) * 4), 48, 1024));
+  const int64_t chunk = std::min(tiles, std::clamp<int64_t>(kCache / (kPoints * (C + P * kPanel) * 4), 48, 1024));
   const int64_t stride = chunk * C + kWidth, width = chunk * kPanel + kWidth;
-  Tensor buffer = at::empty({points * (stride + P * width + P * C * kPanel)}, x.options());
-  float *patches = buffer.mutable_data_ptr<float>(), *spread = patches + points * stride;
-  float* sums = spread + points * P * width;
+  Tensor buffer = at::empty({kPoints * (stride + P * width + P * C * kPanel)}, x.options());
+  float *patches = buffer.mutable_data_ptr<float>(), *spread = patches + kPoints * stride;
+  float* sums = spread + kPoints * P * width;
   for (int64_t start = 0; start < tiles; start += chunk) {
     const int64_t count = std::min(chunk, tiles - start);
     share_out(count, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
         int64_t n, y0, x0;
         tiling.find(start + t, n, y0, x0);
-        gather_tile<M>(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
+        gather_tile(xp + n * area * C, tiling, y0, x0, C, patches + t * C, stride);
         for (int64_t k = 0; k < P * kPanel; k += kWidth) {
-          Vec half[M][Q];
-          for (int i = 0; i < M; i++) {
-            Vec o[M];
-            for (int j = 0; j < M; j++) {
+          Vec half[kSide][kPatch];
+          for (int i = 0; i < kSide; i++) {
+            Vec o[kSide];
+            for (int j = 0; j < kSide; j++) {
               const bool inside = y0 + i < tiling.H && x0 + j < tiling.W && k < K;
               o[j] = inside ? load_some(gp + (n * area + (y0 + i) * tiling.W + x0 + j) * K + k, K - k) : Vec{};
             }
-            Transform<M>::spread(o, half[i]);
+            Transform::spread(o, half[i]);
           }
-          for (int j = 0; j < Q; j++) {
-            Vec o[M], m[Q];
-            for (int i = 0; i < M; i++) o[i] = half[i][j];
-            Transform<M>::spread(o, m);
-            for (int i = 0; i < Q; i++)
-              store(spread + ((i * Q + j) * P + k / kPanel) * width + t * kPanel + k % kPanel, m[i]);
+          for (int j = 0; j < kPatch; j++) {
+            Vec o[kSide], m[kPatch];
+            for (int i = 0; i < kSide; i++) o[i] = half[i][j];
+            Transform::spread(o, m);
+            for (int i = 0; i < kPatch; i++)
+              store(spread + ((i * kPatch + j) * P + k / kPanel) * width + t * kPanel + k % kPanel, m[i]);
           }
         }
       }
     });
-    at::parallel_for(0, points * P, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, kPoints * P, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++)
         multiply(patches + task / P * stride, 1, C, spread + task * width, count, sums + task * C * kPanel, start > 0, C);
     });
@@ -986,16 +1009,16 @@ Tensor winograd_weight(const Tensor& g_, const Tensor& x_, const Tensor& like) {
     for (int64_t task = begin; task < end; task++) {
       const int64_t p = task / C, c = task % C;
       for (int64_t k = p * kPanel; k < std::min(K, (p + 1) * kPanel); k += kWidth) {
-        Vec half[3][Q] = {};
-        for (int i = 0; i < Q; i++)
-          for (int j = 0; j < Q; j++) {
-            const Vec u = load(sums + (((i * Q + j) * P + p) * C + c) * kPanel + k % kPanel);
+        Vec half[3][kPatch] = {};
+        for (int i = 0; i < kPatch; i++)
+          for (int j = 0; j < kPatch; j++) {
+            const Vec u = load(sums + (((i * kPatch + j) * P + p) * C + c) * kPanel + k % kPanel);
             for (int y = 0; y < 3; y++) half[y][j] += float(G[i][y]) * u;
           }
         for (int y = 0; y < 3; y++)
           for (int x = 0; x < 3; x++) {
             Vec sum{};
-            for (int j = 0; j < Q; j++) sum += float(G[j][x]) * half[y][j];
+            for (int j = 0; j < kPatch; j++) sum += float(G[j][x]) * half[y][j];
             float* to = kernels.at(k, c, y, x);
             for (int64_t j = 0; j < std::min<int64_t>(kWidth, K - k); j++) to[j * kernels.of_k] = sum[j];
           }
@@ -1474,7 +1497,7 @@ TORCH_LIBRARY(sfumato, library) {
   library.def("panel() -> int", []() -> int64_t { return kPanel; });  // columns that weights are filled up to
   library.def("pack_linear(Tensor weight) -> Tensor");
   library.def("pack_convolution(Tensor weight) -> Tensor");
-  library.def("pack_winograd(Tensor weight, int tile) -> Tensor");
+  library.def("pack_winograd(Tensor weight) -> Tensor");
   library.def("linear(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, int columns) -> Tensor");
   library.def("geglu(Tensor x, Tensor packed, Tensor? bias, int columns) -> Tensor");
   library.def(

@@ -6,13 +6,14 @@ neither be saved nor moved nor cast.
 """
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.errors import CheckpointError, SfumatoError
 from sfumato.nn import layers
+from sfumato.nn.native.shapes import direct_work, tiled_work
 
 _ops = torch.ops.sfumato
 
@@ -84,35 +85,48 @@ class PackedGEGLU(Packed):
 
 
 class PackedConv2d(Packed):
-    """``layers.Conv2d`` with one group, no dilation, and the same stride and padding both ways."""
+    """``layers.Conv2d`` with one group, no dilation, and the same stride and padding both ways.
+
+    Where it is ``tileable`` and the picture is not tiny, it is done as by ``WinogradConv2d``, with weights that are
+    transformed as they are used.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
         self._shape = (*layer.kernel_size, int(layer.stride[0]), int(layer.padding[0]))
+        self.tileable = tileable(layer)
         self._keep(_ops.pack_convolution(layer.weight.detach()), layer.bias)
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
+        if self.tileable and tiled_work(x.shape, transformed=False) < direct_work(x.shape):
+            return cast(Tensor, _ops.winograd(x, *self.kept, shift, residual, self.out_channels))
         y: Tensor = _ops.convolution(x, *self.kept, shift, residual, self.out_channels, *self._shape)
         return y
 
 
-class WinogradConv2d(Packed):
-    """``layers.Conv2d`` of 3 x 3 with stride 1, padding 1 and input channels in multiples of 16.
+def tileable(layer: nn.Conv2d) -> bool:
+    """Whether Winograd's algorithm covers it: 3 x 3, stride 1, padding 1, input channels in multiples of 16."""
+    return layer.in_channels % 16 == 0 and (
+        (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+    )
 
-    Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), F(m x m, 3 x 3). Tiles of 4 take a
-    quarter of the multiplications and four times the memory for weights, at a relative error of about 5e-6; tiles of 2
-    take four ninths and 16 ninths, at the direct sum's own 1e-6.
+
+class WinogradConv2d(Packed):
+    """``layers.Conv2d`` that is ``tileable``.
+
+    Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016), F(4 x 4, 3 x 3): a quarter of the
+    multiplications, at a relative error of about 5e-6. Weights that are transformed beforehand take four times the
+    memory, and no time afterwards.
     """
 
-    def __init__(self, layer: nn.Conv2d, tile: int) -> None:
+    def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
-        self.tile = tile
-        self._keep(_ops.pack_winograd(layer.weight.detach(), tile), layer.bias)
+        self._keep(_ops.pack_winograd(layer.weight.detach()), layer.bias)
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""

@@ -1,10 +1,32 @@
 """What the native operators make of tensors without content: by it, work and memory are counted beforehand."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.library import Library
 
 _kept: list[Library] = []  # what a library registered goes with it
+
+
+def tiles(shape: Sequence[int]) -> int:
+    """Of 4 x 4 outputs, by which Winograd's algorithm takes pictures [B, C, H, W]."""
+    return int(shape[0]) * -(-int(shape[2]) // 4) * -(-int(shape[3]) // 4)
+
+
+def direct_work(shape: Sequence[int]) -> int:
+    """Multiplications of a 3 x 3 convolution, for each pair of channels in and out."""
+    return 9 * int(shape[0]) * int(shape[2]) * int(shape[3])
+
+
+def tiled_work(shape: Sequence[int], transformed: bool = True) -> int:
+    """The same by tiles, with what the transforms of the pictures and of weights take in the time of multiplications.
+
+    Args:
+        transformed: the weights were, beforehand. Else they are for some 50 tiles at a time.
+    """
+    count = tiles(shape)
+    return 47 * count + (0 if transformed else max(250, 5 * count))
 
 
 def register() -> None:
@@ -35,8 +57,8 @@ def _pack_convolution(weight: Tensor) -> Tensor:
     return _pack_linear(weight.flatten(1))
 
 
-def _pack_winograd(weight: Tensor, tile: int) -> Tensor:
-    return weight.new_empty(_panels(len(weight)), (tile + 2) ** 2, weight.shape[1], panel())
+def _pack_winograd(weight: Tensor) -> Tensor:
+    return weight.new_empty(_panels(len(weight)), 36, weight.shape[1], panel())
 
 
 def _pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
