@@ -37,10 +37,19 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Forward) -> Forward:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may do to the device what they like: a server's, one that copies a picture.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            output = forward()
+        graph, tries = torch.cuda.CUDAGraph(), torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = False  # memory of another alignment would make it try again, and wait
+        try:
+            # Other threads may do to the device what they like: a server's, one that copies a picture.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                output = forward()
+        except RuntimeError:
+            # The generator goes on as if it were recorded, and refuses to draw, until a recording ends well.
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+                torch.zeros(1, device="cuda")
+            raise
+        finally:
+            torch.backends.cudnn.benchmark = tries
 
         def again() -> Tensor:
             graph.replay()

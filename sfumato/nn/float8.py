@@ -62,7 +62,7 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
-        rows, scale = coarse_rows(x.flatten(0, -2))
+        rows, scale = coarse_rows(x.flatten(0, -2).contiguous())
         if rows.is_cuda:  # bfloat16 is what every such chip makes
             y = torch._scaled_mm(
                 rows, self.weight.T, scale, self.scale, out_dtype=torch.bfloat16, use_fast_accum=True

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn import gpu
 from sfumato.nn.native import training
 
 
@@ -25,6 +26,8 @@ class Conv2d(nn.Conv2d):
             shift: [B or 1, C'], added to every position (a time embedding).
             residual: [B, C', H', W'].
         """
+        if gpu.fuses(x) and self.padding_mode == "zeros":
+            return gpu.convolution(self, x, shift, residual)
         y = training.convolution(self, x) if training.convolves(self, x) else super().forward(x)
         if shift is not None:
             y = y + shift[:, :, None, None]
@@ -49,6 +52,8 @@ class GroupNorm(nn.GroupNorm):
         In mixed precision the statistics are those of the weights' precision, on every device. (A CPU's own kernels for
         bfloat16 are also three times as slow.)
         """
+        if gpu.fuses(x) and gpu.is_picture(x):
+            return gpu.group_norm(self, x, silu)
         y = super().forward(x.to(self.weight.dtype)).to(x.dtype)
         return F.silu(y) if silu else y
 
@@ -65,6 +70,8 @@ class GEGLU(nn.Module):
         both = self.proj(x)
         if training.learns(both):
             return training.gated_gelu(both)
+        if gpu.fuses(both):
+            return gpu.gated_gelu(both)
         value, gate = both.chunk(2, dim=-1)
         gated: Tensor = value * F.gelu(gate)
         return gated

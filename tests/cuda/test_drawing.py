@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import sfumato
 from sfumato.core.request import Request
-from sfumato.engine.recorded import Recordings, _known
+from sfumato.engine.recorded import Recorded, Recordings, _known, recorded
 from sfumato.engine.residence import Holding, Where
+from sfumato.nn.conditioning import Conditioning
+from sfumato.nn.embeddings import Times
 from sfumato.tasks.batcher import Batcher
 from sfumato.tasks.text_to_image import Result, text_to_image
 from tests.parity import tiny
@@ -73,6 +76,30 @@ def test_requests_share_steps(folder: Path) -> None:
     together = [ticket.result() for ticket in [batcher.submit(one) for one in asked]]
     batcher.close()
     assert max(far(a, b) for a, b in zip(alone, together, strict=True)) <= 2  # TF32 rounds as it likes
+
+
+@torch.inference_mode()
+def test_after_a_recording_that_failed_all_goes_on() -> None:
+    class Waits(nn.Module):
+        def forward(self, x: Tensor, t: Times, conditioning: Conditioning) -> Tensor:
+            return x * float(x.sum())
+
+    network, x = Waits(), torch.ones(1, 1, 2, 2, device="cuda")
+    for _ in range(3):
+        fast = recorded(network, x.device)
+        assert torch.equal(fast(x, Times(x[0, 0]), Conditioning()), 4 * x)
+    assert isinstance(fast, Recorded)
+    assert "capturing" in fast.note
+    assert torch.randn(3, device="cuda").isfinite().all()
+
+
+@torch.inference_mode()
+def test_a_library_that_tries_out_is_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    pipe = sfumato.load(device="cuda")
+    asked = Request("a slice of pizza", steps=4)
+    assert not any("CUDA graphs" in note for _ in range(2) for note in pipe(asked).notes)
+    assert torch.backends.cudnn.benchmark
 
 
 def test_products_in_eight_bits() -> None:

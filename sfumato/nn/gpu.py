@@ -1,0 +1,116 @@
+"""Kernels of our own for GPUs, for inference: what PyTorch does to pictures in several passes over memory, in one.
+
+PyTorch's own group normalisation wants channels apart, where convolutions want them together, so that around each of
+them the picture is turned over twice; on an H200 that is half of a U-Net's time. What ``torch.compile`` traces stays
+plain, for it to fuse.
+
+Pictures are [B, C, H, W] in channels-last memory: ``positions`` rows of ``channels`` numbers each, B times.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS, COLUMNS = 32, 64
+"""Positions and channels of a tile, which is what a program has before it at once."""
+PROGRAMS = 2048
+"""Programs that keep a large GPU busy."""
+CHUNKS = 32
+"""Parts of a picture whose statistics are joined at once."""
+WIDE = 1024
+"""Numbers that a program takes at once where they all stand in one row."""
+
+
+@cache
+def kernels() -> Any:
+    """The module ``gpu_kernels``; None where there is no Triton, which comes with PyTorch for GPUs on Linux."""
+    try:
+        from sfumato.nn import gpu_kernels
+    except ImportError:
+        return None
+    return gpu_kernels
+
+
+def tiles(count: int, size: int) -> int:
+    """So many of a size hold so much."""
+    return -(-count // size)
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether these kernels take x, and nobody wants gradients or a graph of it."""
+    return (
+        not torch.compiler.is_compiling() and x.is_cuda and not torch.is_grad_enabled()
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16) and kernels() is not None
+    )  # fmt: skip
+
+
+def is_picture(x: Tensor) -> bool:
+    """Whether it is a picture whose channels stand together."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def group_norm(layer: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
+    """``silu(layer(x))``, or without SiLU; the statistics are float32.
+
+    Args:
+        x: a picture.
+
+    Returns:
+        A picture of the same precision.
+    """
+    count, channels, height, width = x.shape
+    positions, members = height * width, channels // layer.num_groups
+    blocks = tiles(channels, COLUMNS)
+    chunks = max(1, min(tiles(positions, ROWS), PROGRAMS // (count * blocks)))
+    each = tiles(positions, ROWS * chunks)
+    means, spreads = torch.empty(2, count, chunks, channels, dtype=torch.float32, device=x.device)
+    scale, shift = torch.empty(2, count, channels, dtype=torch.float32, device=x.device)
+    y = torch.empty_like(x)
+    with torch.cuda.device(x.device):
+        kernels().moments[chunks, blocks, count](x, means, spreads, positions, channels, each, ROWS, COLUMNS)
+        kernels().join[layer.num_groups, count](
+            means, spreads, layer.weight, layer.bias, scale, shift, positions, channels, members, chunks, each * ROWS,
+            layer.eps, 1 << (members - 1).bit_length(), CHUNKS,
+        )
+        kernels().normalise[tiles(positions, ROWS), blocks, count](
+            x, scale, shift, y, positions, channels, silu, ROWS, COLUMNS
+        )
+    return y
+
+
+def convolution(layer: nn.Conv2d, x: Tensor, shift: Tensor | None, residual: Tensor | None) -> Tensor:
+    """``layer(x) + shift + residual``: the library's convolution, and all that is added to it at once.
+
+    Args:
+        x: [B, C, H, W].
+        shift: [B or 1, C'].
+        residual: a picture, [B, C', H', W'].
+    """
+    y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if layer.bias is None and shift is None and residual is None:
+        return y
+    if not is_picture(y) or not (residual is None or is_picture(residual)):
+        for more in (layer.bias, shift):
+            y = y if more is None else y + more.view(-1, y.shape[1], 1, 1)
+        return y if residual is None else residual + y
+    count, channels, height, width = y.shape
+    stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
+    grid = tiles(height * width, ROWS), tiles(channels, COLUMNS), count
+    with torch.cuda.device(y.device):
+        kernels().add[grid](
+            y, layer.bias, shift, residual, height * width, channels, stride, layer.bias is not None,
+            shift is not None, residual is not None, ROWS, COLUMNS,
+        )
+    return y
+
+
+def gated_gelu(both: Tensor) -> Tensor:
+    """[..., 2 K], contiguous: ``value * gelu(gate)``, [..., K]."""
+    inner = both.shape[-1] // 2
+    y = both.new_empty(*both.shape[:-1], inner)
+    with torch.cuda.device(both.device):
+        kernels().gate[both.numel() // (2 * inner), tiles(inner, WIDE)](both, y, inner, WIDE)
+    return y

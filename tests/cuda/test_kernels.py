@@ -1,0 +1,77 @@
+"""The kernels for GPUs beside what PyTorch does; `make test-cuda`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfumato.nn import gpu
+from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+SHAPES = [(2, 320, 64, 64), (1, 128, 300, 211), (3, 96, 5, 3), (16, 1920, 8, 8), (1, 32, 1, 1)]
+DTYPES = {torch.float32: 2e-5, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+
+
+def picture(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(sum(shape)))
+    return (3 * x + 5).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def far(y: Tensor, truth: Tensor) -> float:
+    return float((y.double() - truth.double()).norm() / truth.double().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_group_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer = GroupNorm(32, shape[1], 1e-6).cuda()
+    layer.weight.normal_(), layer.bias.normal_()
+    x = picture(*shape, dtype=dtype)
+    exact = F.group_norm(x.double(), 32, layer.weight.double(), layer.bias.double(), 1e-6)
+    layer.to(dtype)
+    assert gpu.fuses(x)
+    for silu, truth in ((False, exact), (True, F.silu(exact))):
+        y = layer(x, silu=silu)
+        assert gpu.is_picture(y)
+        assert y.dtype == dtype
+        if truth.norm() > 0:
+            assert far(y, truth) < 2 * DTYPES[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_convolution_and_what_is_added(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = torch.randn(2, 200, device="cuda", dtype=dtype)
+    for inputs, outputs, kernel, stride in ((8, 70, 3, 1), (32, 64, 1, 1), (32, 96, 3, 2)):
+        layer = Conv2d(inputs, outputs, kernel, stride, kernel // 2).cuda().to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = picture(2, inputs, 9, 7, dtype=dtype)
+        with monkeypatch.context() as plain:
+            plain.setattr(gpu, "kernels", lambda: None)
+            bare = layer(x)
+        residual = torch.randn_like(bare)
+        for shift in (None, table[:1, :outputs], table[:, 20 : 20 + outputs]):
+            for more in (None, residual):
+                y = layer(x, shift, more)
+                truth = bare.double() + (0 if shift is None else shift.double()[:, :, None, None])
+                assert far(y, truth if more is None else truth + more.double()) < DTYPES[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_gated_gelu(dtype: torch.dtype) -> None:
+    layer = GEGLU(16, 1500).cuda().to(dtype)
+    x = torch.randn(5, 14_000, 16, device="cuda", dtype=dtype)
+    value, gate = layer.proj(x).double().chunk(2, -1)
+    assert far(layer(x), value * F.gelu(gate)) < DTYPES[dtype]
+
+
+def test_whoever_wants_gradients_gets_them() -> None:
+    layer, x = GroupNorm(4, 8).cuda(), picture(1, 8, 4, 4).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None
