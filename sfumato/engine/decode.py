@@ -1,5 +1,6 @@
 """Latents become pixels: one picture at a time, in tiles where it is large, again in float32 where half overflowed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -7,7 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sfumato.engine.recorded import forget, recorded_decoder
 from sfumato.families.types import TINY, Model
+from sfumato.models.latents import Codec
 from sfumato.models.overflow import decode_safely, decode_whole
 from sfumato.models.tiling import decode_tiled
 from sfumato.models.tiny_autoencoder import TinyAutoencoder
@@ -30,7 +33,7 @@ def tile_of(model: Model, latent_shape: tuple[int, ...], tile: int | None) -> in
 
 @torch.inference_mode()
 def decode(
-    model: Model, latents: Tensor, tile: int | None = None, part: str = "vae"
+    model: Model, latents: Tensor, tile: int | None = None, part: str = "vae", recorded: bool = False
 ) -> tuple[Tensor, list[str]]:
     """Pictures of the diffusion model's latents.
 
@@ -38,6 +41,7 @@ def decode(
         latents: [B, C, h, w].
         tile: side of the decoder's tiles in latent positions; None: whole pictures, unless they are huge.
         part: which of the model's parts decodes.
+        recorded: on a GPU small pictures are decoded by a recording; see ``engine.recorded``.
 
     Returns:
         [B, 3, H, W] uint8 on the CPU, and notes on what had to be done.
@@ -53,10 +57,19 @@ def decode(
         latent = replace(latent, scale=config.scaling_factor, shift=config.shift_factor)
     z = latent.to_autoencoder(latents).to(dtype)
     side = tile_of(model, tuple(latents.shape), tile)
-    how = decode_whole if side is None else partial(decode_tiled, tile=side, overlap=side * OVERLAP // TILE)
+    how: Callable[[Codec, Tensor], Tensor] = decode_whole
+    if side is not None:
+        how = partial(decode_tiled, tile=side, overlap=side * OVERLAP // TILE)
+    elif recorded:
+        how = recorded_decoder(autoencoder, model.device)
     pictures, notes = [], []
     for row in torch.split(z, 1):
-        x, note = decode_safely(autoencoder, row, how)  # type: ignore[arg-type]
+        try:
+            x, note = decode_safely(autoencoder, row, how)  # type: ignore[arg-type]
+        except torch.OutOfMemoryError:
+            if not forget():
+                raise
+            x, note = decode_safely(autoencoder, row, how)  # type: ignore[arg-type]
         pictures.append(to_pixels(x))
         if note and note not in notes:
             notes.append(note)

@@ -1,4 +1,4 @@
-"""A network whose forwards are recorded as CUDA graphs: its kernels start as one, not one by one from Python.
+"""Forwards that are recorded as CUDA graphs: a network's kernels start as one, not one by one from Python.
 
 A U-Net's forward is a thousand small kernels, and for few pictures a GPU has done each of them before Python has
 started the next. A recording is made of the second forward with inputs of some shape, and replayed from then on. What
@@ -7,8 +7,11 @@ long as the network's weights stay where they are in memory.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sfumato.models.latents import Codec
+from sfumato.models.overflow import decode_whole
 from sfumato.nn.attention import is_tapped
 from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.embeddings import Times
@@ -24,6 +29,9 @@ from sfumato.nn.merging import is_merging
 
 MOST = 32
 """Shapes of one network that are remembered; of more, those that came up last."""
+
+SMALL = 64 * 64
+"""Positions of a latent: larger ones keep a GPU busy for longer than Python needs."""
 
 Forward = Callable[[], Tensor]
 Record = Callable[[Forward], Forward]
@@ -68,8 +76,10 @@ class Recordings:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.why_not = ""
+        self._compiled = False
         self._places: list[int] = []
         self._shapes: OrderedDict[Hashable, _Recording] = OrderedDict()
+        self._lock = Lock()
 
     def check(self, network: nn.Module) -> bool:
         """Forget everything if the weights are elsewhere than they were.
@@ -77,40 +87,52 @@ class Recordings:
         Returns:
             Whether the network may be recorded: nobody listens to its layers.
         """
-        places, heard = [], False
+        places, heard, compiled = [], False, False
         for module in network.modules():
             places += [tensor.data_ptr() for tensor in (*module._parameters.values(), *module._buffers.values())
                        if tensor is not None]  # fmt: skip
             heard = heard or bool(module._forward_hooks or module._forward_pre_hooks)
-        if places != self._places:
-            self._shapes.clear()
-            self._places = places
+            compiled = compiled or module._compiled_call_impl is not None
+        with self._lock:
+            if places != self._places:
+                self._shapes.clear()
+            self._places, self._compiled = places, compiled
         return not heard
 
-    def run(self, network: nn.Module, x: Tensor, t: Times, conditioning: Conditioning) -> Tensor:
-        """``network(x, t, conditioning)``."""
-        given = [x, t.shifts]
-        conditioning.map(given.append)
-        key = (conditioning.signature(), *((tensor.shape, tensor.dtype) for tensor in given))
-        if key not in self._shapes:
-            self._shapes[key] = _Recording(x, t, conditioning)
-            if len(self._shapes) > MOST:
-                self._shapes.popitem(last=False)
-        self._shapes.move_to_end(key)
-        own = self._shapes[key]
-        torch._foreach_copy_(own.tensors, given)
-        forward: Forward = lambda: network(*own.inputs)
-        if not own.reads:  # at first libraries set themselves up and compilers compile, which is not to be recorded
-            with Reads() if network._compiled_call_impl is None else nullcontext() as reads:
-                output = forward()
-            own.reads = reads.tensors if reads is not None else own.tensors
-            return output.clone()
-        if own.replay is None and not self.why_not:
-            try:
-                own.replay = self.record(forward)
-            except RuntimeError as problem:
-                self.why_not = str(problem).partition("\n")[0]
-        return (own.replay or forward)().clone()  # the next one writes over it
+    def clear(self) -> bool:
+        """Forget everything; whether there was anything."""
+        with self._lock:
+            found = any(own.replay for own in self._shapes.values())
+            self._shapes.clear()
+        return found
+
+    def run(self, call: Callable[[Sequence[Tensor]], Tensor], given: Sequence[Tensor], kind: Hashable = None) -> Tensor:
+        """``call(given)``.
+
+        Args:
+            kind: what else than the tensors' shapes decides what is computed.
+        """
+        key = (kind, *((tensor.shape, tensor.dtype) for tensor in given))
+        with self._lock:  # what one thread has put into the inputs stays there until it is read
+            if key not in self._shapes:
+                self._shapes[key] = _Recording([torch.empty_like(tensor) for tensor in given])
+                if len(self._shapes) > MOST:
+                    self._shapes.popitem(last=False)
+            self._shapes.move_to_end(key)
+            own = self._shapes[key]
+            torch._foreach_copy_(own.inputs, [*given])
+            forward = partial(call, own.inputs)
+            if not own.reads:  # at first libraries set themselves up and compilers compile: not to be recorded
+                with nullcontext() if self._compiled else Reads() as reads:
+                    output = forward()
+                own.reads = own.inputs if reads is None else reads.tensors
+                return output.clone()
+            if own.replay is None and not self.why_not:
+                try:
+                    own.replay = self.record(forward)
+                except RuntimeError as problem:
+                    self.why_not = str(problem).partition("\n")[0]
+            return (own.replay or forward)().clone()  # the next one writes over it
 
 
 class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -134,23 +156,23 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
+@dataclass
 class _Recording:
-    """Inputs of its own, and, from the second forward on, what is done with them."""
+    """One shape's.
 
-    def __init__(self, x: Tensor, t: Times, conditioning: Conditioning) -> None:
-        self.tensors: list[Tensor] = []
+    Attributes:
+        inputs: its own, which it reads each time.
+        reads: everything that it reads, found by the first forward.
+        replay: from the second on.
+    """
 
-        def own(tensor: Tensor) -> Tensor:
-            self.tensors.append(torch.empty_like(tensor))
-            return self.tensors[-1]
-
-        self.inputs = own(x), Times(own(t.shifts)), conditioning.map(own)
-        self.reads: list[Tensor] = []
-        self.replay: Forward | None = None
+    inputs: list[Tensor]
+    reads: list[Tensor] = field(default_factory=list)
+    replay: Forward | None = None
 
 
 class Recorded:
-    """A network in one run, during which its weights stay where they are; see ``recorded``."""
+    """A denoiser in one run, during which its weights stay where they are; see ``recorded``."""
 
     def __init__(self, network: nn.Module, recordings: Recordings) -> None:
         self.network, self.recordings = network, recordings
@@ -169,16 +191,64 @@ class Recorded:
         if more or not self.may or not isinstance(t, Times) or is_tapped() or is_merging():
             output: Tensor = self.network(x, t, conditioning, **more)
             return output
-        return self.recordings.run(self.network, x, t, conditioning)
+        given = [x, t.shifts]
+        conditioning.map(given.append)
+
+        def call(tensors: Sequence[Tensor]) -> Tensor:
+            rest = iter(tensors)
+            answer: Tensor = self.network(next(rest), Times(next(rest)), conditioning.map(lambda _: next(rest)))
+            return answer
+
+        try:
+            return self.recordings.run(call, given, conditioning.signature())
+        except torch.OutOfMemoryError:
+            if not forget():
+                raise
+            return call(given)
 
 
-_known: "WeakKeyDictionary[nn.Module, Recordings]" = WeakKeyDictionary()
+class RecordedDecoder:
+    """What an autoencoder decodes, where a picture is so small that starting its kernels takes longer than they do."""
+
+    def __init__(self, autoencoder: nn.Module, recordings: Recordings) -> None:
+        self.autoencoder, self.recordings = autoencoder, recordings
+        self.may = recordings.check(autoencoder)
+
+    def __call__(self, autoencoder: Codec, z: Tensor) -> Tensor:
+        """``autoencoder.decode(z)``; only the one that it is for is recorded."""
+        own: Any = self.autoencoder
+        if autoencoder is not own or not self.may or z.shape[-2:].numel() > SMALL:
+            return autoencoder.decode(z)
+        return self.recordings.run(lambda tensors: autoencoder.decode(tensors[0]), [z])
+
+
+known: "WeakKeyDictionary[nn.Module, Recordings]" = WeakKeyDictionary()
+
+
+def _recordings(network: nn.Module) -> Recordings:
+    if network not in known:
+        known[network] = Recordings(CudaGraphs())
+    return known[network]
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether the device does that."""
+    return device.type == "cuda" and not torch.version.hip
 
 
 def recorded(network: nn.Module, device: torch.device) -> nn.Module | Recorded:
-    """The network, its forwards recorded where the device can do that. To be asked anew for each run."""
-    if device.type != "cuda" or torch.version.hip:
-        return network
-    if network not in _known:
-        _known[network] = Recordings(CudaGraphs())
-    return Recorded(network, _known[network])
+    """The denoiser, its forwards recorded where the device can do that. To be asked anew for each run."""
+    return Recorded(network, _recordings(network)) if can_record(device) else network
+
+
+def recorded_decoder(autoencoder: nn.Module, device: torch.device) -> Callable[[Codec, Tensor], Tensor]:
+    """How to decode, recorded where the device can do that. To be asked anew for each run."""
+    return RecordedDecoder(autoencoder, _recordings(autoencoder)) if can_record(device) else decode_whole
+
+
+def forget() -> bool:
+    """Give up all recordings of this process, whose memory serves others then; whether there were any."""
+    found = [recordings.clear() for recordings in [*known.values()]]
+    if any(found):
+        torch.cuda.empty_cache()
+    return any(found)

@@ -76,8 +76,9 @@ class Keeper:
 
 
 def asleep(module: nn.Module) -> bool:
-    """Whether a part's weights are in its file only."""
-    return any(parameter.is_meta for parameter in module.parameters())
+    """Whether a part's weights are in its file only: where the first is, all are."""
+    first = next(module.parameters(), None)
+    return first is not None and first.is_meta
 
 
 def wake(model: Model, name: str) -> None:

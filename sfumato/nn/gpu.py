@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 ROWS, COLUMNS = 32, 64
 """Positions and channels of a tile, which is what a program has before it at once."""
-PROGRAMS = 2048
+PROGRAMS = 1024
 """Programs that keep a large GPU busy."""
 CHUNKS = 32
 """Parts of a picture whose statistics are joined at once."""
-WIDE = 1024
-"""Numbers that a program takes at once where they all stand in one row."""
+LARGEST = 4096
+"""Numbers of a tile that a program can keep in its registers."""
 
 
 @cache
@@ -37,6 +37,11 @@ def kernels() -> Any:
 def tiles(count: int, size: int) -> int:
     """So many of a size hold so much."""
     return -(-count // size)
+
+
+def power_of_2(count: int) -> int:
+    """The smallest that is no less."""
+    return 1 << (count - 1).bit_length()
 
 
 def fuses(x: Tensor) -> bool:
@@ -73,7 +78,7 @@ def group_norm(layer: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
         kernels().moments[chunks, blocks, count](x, means, spreads, positions, channels, each, ROWS, COLUMNS)
         kernels().join[layer.num_groups, count](
             means, spreads, layer.weight, layer.bias, scale, shift, positions, channels, members, chunks, each * ROWS,
-            layer.eps, 1 << (members - 1).bit_length(), CHUNKS,
+            layer.eps, power_of_2(members), CHUNKS,
         )
         kernels().normalise[tiles(positions, ROWS), blocks, count](
             x, scale, shift, y, positions, channels, silu, ROWS, COLUMNS
@@ -110,7 +115,23 @@ def convolution(layer: nn.Conv2d, x: Tensor, shift: Tensor | None, residual: Ten
 def gated_gelu(both: Tensor) -> Tensor:
     """[..., 2 K], contiguous: ``value * gelu(gate)``, [..., K]."""
     inner = both.shape[-1] // 2
+    rows, columns = both.numel() // (2 * inner), min(LARGEST // 4, max(ROWS, inner & -inner))  # no column in vain
     y = both.new_empty(*both.shape[:-1], inner)
     with torch.cuda.device(both.device):
-        kernels().gate[both.numel() // (2 * inner), tiles(inner, WIDE)](both, y, inner, WIDE)
+        kernels().gate[tiles(rows, LARGEST // 2 // columns), tiles(inner, columns)](
+            both, y, rows, inner, LARGEST // 2 // columns, columns
+        )
+    return y
+
+
+def layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """``layer(x)`` of contiguous rows, [..., C]."""
+    width = x.shape[-1]
+    whole = power_of_2(width)
+    rows, together = x.numel() // width, max(1, LARGEST // whole)
+    y = torch.empty_like(x)
+    with torch.cuda.device(x.device):
+        kernels().layer_norm[(tiles(rows, together),)](
+            x, layer.weight, layer.bias, y, rows, width, layer.eps, together, whole
+        )
     return y

@@ -10,28 +10,30 @@ import triton.language as tl
 
 @triton.jit
 def moments(x, means, spreads, positions, channels, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Of each channel, over the positions of a chunk: the mean, and the sum of squares around it."""
+    """Of each channel, over the positions of a chunk: the mean, and the sum of squares around it.
+
+    Sums are of what is above or below the chunk's first position, so that they lose nothing where a channel is far from
+    zero (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, section 3).
+    """
     chunk, picture = tl.program_id(0), tl.program_id(2).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < channels
     x += picture * positions * channels
-    seen = 0.0
-    mean, spread = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
+    begin = chunk * tiles * ROWS
+    pivot = tl.load(x + begin.to(tl.int64) * channels + column, inside & (begin < positions), 0.0).to(tl.float32)
+    sums, squares = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
     for tile in range(tiles):
-        first = (chunk * tiles + tile) * ROWS
-        row = first + tl.arange(0, ROWS)
-        there = (row < positions)[:, None] & (column < channels)[None, :]
+        row = begin + tile * ROWS + tl.arange(0, ROWS)
+        there = (row < positions)[:, None] & inside[None, :]
         value = tl.load(x + row.to(tl.int64)[:, None] * channels + column[None, :], there, 0.0).to(tl.float32)
-        new = tl.minimum(tl.maximum(positions - first, 0), ROWS).to(tl.float32)
-        own = tl.sum(value, 0) / tl.maximum(new, 1.0)
-        apart = tl.where(there, value - own[None, :], 0.0)
-        # Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm", 1979, eq. 2.1
-        both, step = seen + new, own - mean
-        mean += step * (new / tl.maximum(both, 1.0))
-        spread += tl.sum(apart * apart, 0) + step * step * (seen * new / tl.maximum(both, 1.0))
-        seen = both
+        apart = tl.where(there, value - pivot[None, :], 0.0)
+        sums += apart
+        squares += apart * apart
+    seen = tl.maximum(tl.minimum(positions - begin, tiles * ROWS), 1).to(tl.float32)
+    total = tl.sum(sums, 0)
     place = (picture * tl.num_programs(0) + chunk) * channels + column
-    tl.store(means + place, mean, column < channels)
-    tl.store(spreads + place, spread, column < channels)
+    tl.store(means + place, pivot + total / seen, inside)
+    tl.store(spreads + place, tl.sum(squares, 0) - total * total / seen, inside)
 
 
 @triton.jit
@@ -42,29 +44,24 @@ def join(
     """What every channel of a group is multiplied by, and what is added then."""
     group, picture = tl.program_id(0), tl.program_id(1)
     member = tl.arange(0, MEMBERS)
-    channel = group * members + member
-    total = 0.0
-    for first in range(0, chunks, CHUNKS):
-        chunk = first + tl.arange(0, CHUNKS)
-        there = (chunk < chunks)[:, None] & (member < members)[None, :]
-        seen = tl.minimum(tl.maximum(positions - chunk * length, 0), length).to(tl.float32)
-        place = (picture * chunks + chunk)[:, None] * channels + channel[None, :]
-        total += tl.sum(tl.sum(tl.load(means + place, there, 0.0) * seen[:, None], 1), 0)
-    count = positions * members + 0.0
-    mean = total / count
-    total = 0.0
-    for first in range(0, chunks, CHUNKS):
-        chunk = first + tl.arange(0, CHUNKS)
-        there = (chunk < chunks)[:, None] & (member < members)[None, :]
-        seen = tl.minimum(tl.maximum(positions - chunk * length, 0), length).to(tl.float32)
-        place = (picture * chunks + chunk)[:, None] * channels + channel[None, :]
-        apart = tl.load(means + place, there, 0.0) - mean
-        more = tl.load(spreads + place, there, 0.0) + apart * apart * seen[:, None]
-        total += tl.sum(tl.sum(tl.where(there, more, 0.0), 1), 0)
     own = member < members
-    factor = tl.load(weight + channel, own, 0.0).to(tl.float32) / tl.sqrt(total / count + eps)
+    channel = group * members + member
+    pivot = tl.load(means + picture * chunks * channels + group * members)
+    sums, squares = tl.zeros([CHUNKS, MEMBERS], tl.float32), tl.zeros([CHUNKS, MEMBERS], tl.float32)
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        seen = tl.minimum(tl.maximum(positions - chunk * length, 0), length).to(tl.float32)[:, None]
+        there = (seen > 0.0) & own[None, :]
+        place = (picture * chunks + chunk)[:, None] * channels + channel[None, :]
+        apart = tl.where(there, tl.load(means + place, there, 0.0) - pivot, 0.0)
+        sums += apart * seen
+        squares += tl.load(spreads + place, there, 0.0) + apart * apart * seen
+    count = positions * members + 0.0
+    off = tl.sum(tl.sum(sums, 1), 0) / count
+    variance = tl.sum(tl.sum(squares, 1), 0) / count - off * off
+    factor = tl.load(weight + channel, own, 0.0).to(tl.float32) / tl.sqrt(tl.maximum(variance, 0.0) + eps)
+    more = tl.load(bias + channel, own, 0.0).to(tl.float32) - (pivot + off) * factor
     tl.store(scale + picture * channels + channel, factor, own)
-    more = tl.load(bias + channel, own, 0.0).to(tl.float32) - mean * factor
     tl.store(shift + picture * channels + channel, more, own)
 
 
@@ -106,11 +103,26 @@ def add(
 
 
 @triton.jit
-def gate(both, y, inner, WIDE: tl.constexpr):
+def gate(both, y, rows, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """``value * gelu(gate)`` of rows that hold both."""
-    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-    there = column < inner
-    value = tl.load(both + row * 2 * inner + column, there, 0.0).to(tl.float32)
-    gate = tl.load(both + row * 2 * inner + inner + column, there, 0.0).to(tl.float32)
-    gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(y + row * inner + column, (value * gate).to(y.dtype.element_ty), there)
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (row < rows)[:, None] & (column < inner)[None, :]
+    place = row.to(tl.int64)[:, None] * inner
+    value = tl.load(both + 2 * place + column[None, :], there, 0.0).to(tl.float32)
+    by = tl.load(both + 2 * place + inner + column[None, :], there, 0.0).to(tl.float32)
+    by = 0.5 * by * (1.0 + tl.erf(by * 0.7071067811865476))
+    tl.store(y + place + column[None, :], (value * by).to(y.dtype.element_ty), there)
+
+
+@triton.jit
+def layer_norm(x, weight, bias, y, rows, width, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows that fit into a program whole."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    inside = column < width
+    there = (row < rows)[:, None] & inside[None, :]
+    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(x + place, there, 0.0).to(tl.float32)
+    apart = tl.where(there, value - (tl.sum(value, 1) / width)[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(apart * apart, 1) / width + eps)
+    factor, more = tl.load(weight + column, inside, 0.0).to(tl.float32), tl.load(bias + column, inside, 0.0)
+    tl.store(y + place, (apart * scale[:, None] * factor[None, :] + more[None, :]).to(y.dtype.element_ty), there)

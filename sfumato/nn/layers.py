@@ -58,6 +58,14 @@ class GroupNorm(nn.GroupNorm):
         return F.silu(y) if silu else y
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation (Ba et al., 2016) with weights of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> the same shape."""
+        return gpu.layer_norm(self, x) if gpu.fuses(x) and x.is_contiguous() else super().forward(x)
+
+
 class GEGLU(nn.Module):
     """Gated linear unit with GELU (Shazeer, "GLU variants improve transformer", 2020)."""
 
@@ -70,7 +78,7 @@ class GEGLU(nn.Module):
         both = self.proj(x)
         if training.learns(both):
             return training.gated_gelu(both)
-        if gpu.fuses(both):
+        if gpu.fuses(both) and both.is_contiguous():
             return gpu.gated_gelu(both)
         value, gate = both.chunk(2, dim=-1)
         gated: Tensor = value * F.gelu(gate)

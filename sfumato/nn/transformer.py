@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sfumato.nn.attention import attend
 from sfumato.nn.conditioning import Conditioning
-from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, Linear
+from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, LayerNorm, Linear
 from sfumato.nn.merging import Merge, share_at
 from sfumato.nn.rows import expand_rows
 
@@ -173,15 +173,15 @@ class TransformerBlock(nn.Module):
         self, dim: int, heads: int, context_dim: int, only_cross: bool = False, upcast: bool = False, name: str = ""
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn1: SelfAttention | CrossAttention
         if only_cross:
             self.attn1 = CrossAttention(dim, heads, context_dim, upcast=upcast, name=f"{name}.cross1")
         else:
             self.attn1 = SelfAttention(dim, heads, upcast=upcast, name=f"{name}.self")
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.attn2 = CrossAttention(dim, heads, context_dim, upcast=upcast, name=f"{name}.cross")
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
         self.ff = FeedForward(dim)
         self.only_cross = only_cross
 

@@ -96,13 +96,12 @@ class Drawing:
             self.stages = [(model, settled.sigmas[: at + 1]), (refiner, settled.sigmas[at:])]
         self.model, self.refiner, self.holding = model, refiner, holding
         self.keeper = Keeper(holding.where, *(stage for stage, _ in self.stages))
+        self.records = holding.recorded and holding.where == "resident"
         self.runs: list[Run] = []
 
     def prepare(self) -> None:
         """Encode the prompts."""
-        self.runs = [
-            Run(stage, self.settled, sigmas, self.keeper, self.holding.recorded) for stage, sigmas in self.stages
-        ]
+        self.runs = [Run(stage, self.settled, sigmas, self.keeper, self.records) for stage, sigmas in self.stages]
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Streams]:
         """The noise [n, C, h, w] from which these pictures begin, and the streams of what is drawn later."""
@@ -126,7 +125,7 @@ class Drawing:
         """Pictures of latents [n, C, h, w] with their recipes, and notes on what had to be done."""
         decoding, part = self.runs[-1].model, self.settled.decoder
         self.keeper.use(decoding, part)
-        pixels, warnings = decode(decoding, latents, self.holding.tile, part)
+        pixels, warnings = decode(decoding, latents, self.holding.tile, part, self.records)
         return [
             Picture.of(pixels[i], recipe(self.model, self.settled, seed, self.refiner)) for i, seed in enumerate(seeds)
         ], warnings
@@ -165,7 +164,7 @@ class Run:
     ) -> None:
         self.model, self.settled, self.sigmas = model, settled, sigmas
         self.keeper = keeper or Keeper(USUAL.where, model)
-        self.recorded = recorded and self.keeper.where == "resident"
+        self.recorded = recorded
         self.plan = plan_for(settled.request, model)
         self.keeper.use_texts(model)
         self.prompts: Prompts = model.family.condition(model, settled.request, settled.names)

@@ -9,8 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.engine.recorded import MOST, Recorded, Recordings, recorded
+from sfumato.engine.recorded import (
+    MOST,
+    SMALL,
+    Recorded,
+    RecordedDecoder,
+    Recordings,
+    known,
+    recorded,
+    recorded_decoder,
+)
+from sfumato.models.autoencoder import Autoencoder, AutoencoderConfig
 from sfumato.models.dit import DiT
+from sfumato.models.overflow import decode_whole
 from sfumato.models.unet import UNet
 from sfumato.nn.attention import tapped
 from sfumato.nn.conditioning import Conditioning
@@ -136,6 +147,43 @@ def test_no_more_shapes_are_kept_than_so_many() -> None:
     for side in [*range(1, MOST + 2), MOST + 1, 1]:  # the first was forgotten, the last was not
         fast(torch.randn(1, 1, side, side), times, Conditioning())
     assert tape.made == 1
+
+
+@torch.inference_mode()
+def test_decoding_is_recorded_where_pictures_are_small() -> None:
+    config = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1)
+    autoencoder, tape = Autoencoder(config).eval(), Tape()
+    how = RecordedDecoder(autoencoder, Recordings(tape))
+    for _ in range(3):
+        z = torch.randn(1, 4, 8, 8)
+        torch.testing.assert_close(how(autoencoder, z), autoencoder.decode(z))
+    assert (tape.made, tape.replayed) == (1, 2)
+    other = Autoencoder(config).eval()  # as the copy in float32 is, where half precision overflows
+    for _ in range(3):
+        torch.testing.assert_close(how(other, z), other.decode(z))
+        how(autoencoder, torch.randn(1, 4, 8, SMALL // 8 + 1))
+    assert tape.made == 1
+    assert recorded_decoder(autoencoder, torch.device("cpu")) is decode_whole
+
+
+@torch.inference_mode()
+def test_recordings_give_way_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_unet().eval()
+    recordings, ask = Recordings(Tape()), asks(network)
+    monkeypatch.setitem(known, network, recordings)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for _ in range(2):
+        Recorded(network, recordings)(*ask)
+    full = Recordings(Tape())
+
+    def out_of_memory(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("none is left")
+
+    monkeypatch.setattr(full, "run", out_of_memory)
+    torch.testing.assert_close(Recorded(network, full)(*ask), network(*ask))
+    assert not recordings.clear()  # it was given up
+    with pytest.raises(torch.OutOfMemoryError):
+        Recorded(network, full)(*ask)
 
 
 class Lookup(torch.nn.Module):

@@ -1,0 +1,72 @@
+"""The kernels for GPUs, by Triton's interpreter, where Triton is there. `make test-cuda` runs them on a GPU."""
+
+import os
+from contextlib import nullcontext
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which nothing does before
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+pytest.importorskip("triton")
+
+from sfumato.nn import gpu
+
+
+@pytest.fixture(autouse=True)
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+
+def far(y: Tensor, truth: Tensor) -> float:
+    return float((y.double() - truth.double()).norm() / truth.double().norm())
+
+
+def randomise(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+
+
+@pytest.mark.parametrize("programs", [1024, 4])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("shape", [(2, 20, 9, 7), (1, 96, 5, 3), (2, 320, 8, 8), (1, 132, 2, 1)])
+@torch.inference_mode()
+def test_group_norm(
+    shape: tuple[int, ...], dtype: torch.dtype, limit: float, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "PROGRAMS", programs)
+    monkeypatch.setattr(gpu, "CHUNKS", 2)
+    layer = nn.GroupNorm(4, shape[1], 1e-5)
+    randomise(layer)
+    x = (3 * torch.randn(shape) + 20).to(dtype).contiguous(memory_format=torch.channels_last)
+    for silu in (True, False):
+        y, truth = gpu.group_norm(layer, x, silu), layer(x.float())
+        assert gpu.is_picture(y)
+        assert y.dtype == dtype
+        assert far(y, F.silu(truth) if silu else truth) < limit
+
+
+@pytest.mark.parametrize("shifted", ["none", "one row", "each row"])
+@pytest.mark.parametrize("added", [False, True])
+@torch.inference_mode()
+def test_convolution_and_what_is_added(added: bool, shifted: str) -> None:
+    layer, x = nn.Conv2d(8, 70, 3, padding=1), torch.randn(2, 8, 9, 7).contiguous(memory_format=torch.channels_last)
+    truth = layer(x)
+    shift = {"none": None, "one row": torch.randn(1, 70), "each row": torch.randn(2, 200)[:, 50:120]}[shifted]
+    residual = torch.randn_like(truth) if added else None
+    y = gpu.convolution(layer, x, shift, residual)
+    truth = truth if shift is None else truth + shift[:, :, None, None]
+    assert far(y, truth if residual is None else truth + residual) < 1e-6
+
+
+@pytest.mark.parametrize("inner", [36, 1280])
+@torch.inference_mode()
+def test_rows(inner: int) -> None:
+    both = torch.randn(3, 5, 2 * inner)
+    value, gate = both.chunk(2, -1)
+    assert far(gpu.gated_gelu(both), value * F.gelu(gate)) < 1e-6
+    layer = nn.LayerNorm(inner)
+    randomise(layer)
+    assert far(gpu.layer_norm(layer, value + 9), layer(value + 9)) < 1e-6
