@@ -40,7 +40,8 @@ def lines(place: Path) -> Iterator[str]:
 def machine(about: dict[str, str]) -> str:
     """On what it was measured."""
     versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "diffusers", "openvino") if name in about)
-    return f"{about['processor']}, {about['instructions']}, {about['threads']} threads; {versions}"
+    processor = f"{about['processor']}, {about['instructions']}, {about['threads']} threads"
+    return f"{about.get('cuda:0', processor)}; {versions}"
 
 
 def read(row: dict[str, Any]) -> Row:

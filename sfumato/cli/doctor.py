@@ -54,7 +54,7 @@ def devices() -> dict[str, Any]:
 
     from sfumato.core.sizes import show_bytes
     from sfumato.engine.rates import free
-    from sfumato.nn import float8, native
+    from sfumato.nn import float8, gpu, native
     from sfumato.tasks.forecast import LARGEST, SHARE
 
     found: dict[str, Any] = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
@@ -72,7 +72,7 @@ def devices() -> dict[str, Any]:
         eight = "no fp8" if float8.why_not(torch.device("cuda", i)) else "fp8"
         found[f"cuda:{i}"] = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {half}, {eight}"
     if torch.cuda.device_count():
-        found["cuda"] = "not tried by sfumato's makers yet: tell them what you see"
+        found["cuda kernels"] = gpu.why()
     if torch.backends.mps.is_available():
         found["mps"] = "available"
     return found

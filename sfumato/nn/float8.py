@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn import gpu
+
 E4M3 = torch.float8_e4m3fn
 MOST = 448.0
 """The largest number that E4M3 has."""
@@ -62,14 +64,21 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias + residual`` on [..., in] and [..., out]."""
-        rows, scale = coarse_rows(x.flatten(0, -2).contiguous())
-        if rows.is_cuda:  # bfloat16 is what every such chip makes
-            y = torch._scaled_mm(
-                rows, self.weight.T, scale, self.scale, out_dtype=torch.bfloat16, use_fast_accum=True
-            )
-        else:  # the same numbers, as wider ones
-            y = F.linear(rows.float() * scale, self.weight.float() * self.scale.T).bfloat16()
-        y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        rows = x.flatten(0, -2).contiguous()
+        if gpu.fuses(rows):
+            y = self._product(*gpu.coarse_rows(rows, E4M3, MOST)).to(x.dtype)
+            gpu.add_to_rows(y, self.bias, None if residual is None else residual.contiguous())
+            return y.view(*x.shape[:-1], self.out_features)
+        y = self._product(*coarse_rows(rows)).view(*x.shape[:-1], self.out_features).to(x.dtype)
         if self.bias is not None:
             y = y + self.bias
         return y if residual is None else residual + y
+
+    def _product(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """[rows, in] in E4M3, with [rows, 1] -> [rows, out] in bfloat16, which is what every such chip makes."""
+        if rows.is_cuda:
+            found: Tensor = torch._scaled_mm(
+                rows, self.weight.T, scale, self.scale, out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+            return found
+        return F.linear(rows.float() * scale, self.weight.float() * self.scale.T).bfloat16()

@@ -8,6 +8,7 @@ Pictures are [B, C, H, W] in channels-last memory: ``positions`` rows of ``chann
 """
 
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ def kernels() -> Any:
     except ImportError:
         return None
     return gpu_kernels
+
+
+def why() -> str:
+    """Whether these kernels are used, in a line."""
+    if kernels() is None:
+        return "none: there is no Triton, so layers run as PyTorch has them, and take up to twice as long"
+    return f"compiled by Triton {version('triton')} on first use"
 
 
 def tiles(count: int, size: int) -> int:
@@ -102,14 +110,27 @@ def convolution(layer: nn.Conv2d, x: Tensor, shift: Tensor | None, residual: Ten
             y = y if more is None else y + more.view(-1, y.shape[1], 1, 1)
         return y if residual is None else residual + y
     count, channels, height, width = y.shape
+    _add(y, count, height * width, channels, layer.bias, shift, residual)
+    return y
+
+
+def add_to_rows(y: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+    """``y += bias + residual``, on contiguous [rows, C], [C] and [..., C] of as many rows."""
+    if bias is not None or residual is not None:
+        _add(y, 1, y.shape[0], y.shape[1], bias, None, residual)
+
+
+def _add(
+    y: Tensor, count: int, positions: int, channels: int, bias: Tensor | None, shift: Tensor | None,
+    residual: Tensor | None,
+) -> None:
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
-    grid = tiles(height * width, ROWS), tiles(channels, COLUMNS), count
+    grid = tiles(positions, ROWS), tiles(channels, COLUMNS), count
     with torch.cuda.device(y.device):
         kernels().add[grid](
-            y, layer.bias, shift, residual, height * width, channels, stride, layer.bias is not None,
-            shift is not None, residual is not None, ROWS, COLUMNS,
+            y, bias, shift, residual, positions, channels, stride, bias is not None, shift is not None,
+            residual is not None, ROWS, COLUMNS,
         )
-    return y
 
 
 def gated_gelu(both: Tensor) -> Tensor:
@@ -135,3 +156,14 @@ def layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
             x, layer.weight, layer.bias, y, rows, width, layer.eps, together, whole
         )
     return y
+
+
+def coarse_rows(x: Tensor, kind: torch.dtype, most: float) -> tuple[Tensor, Tensor]:
+    """Contiguous [rows, C] -> the same in 8 bits, ``most`` the largest of each row, and float32 scales [rows, 1]."""
+    rows, width = x.shape
+    whole = power_of_2(width)
+    together = max(1, LARGEST // whole)
+    y, scale = torch.empty_like(x, dtype=kind), torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    with torch.cuda.device(x.device):
+        kernels().coarse[(tiles(rows, together),)](x, y, scale, rows, width, most, together, whole)
+    return y, scale

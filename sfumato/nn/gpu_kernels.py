@@ -126,3 +126,16 @@ def layer_norm(x, weight, bias, y, rows, width, eps, ROWS: tl.constexpr, WIDTH: 
     scale = 1.0 / tl.sqrt(tl.sum(apart * apart, 1) / width + eps)
     factor, more = tl.load(weight + column, inside, 0.0).to(tl.float32), tl.load(bias + column, inside, 0.0)
     tl.store(y + place, (apart * scale[:, None] * factor[None, :] + more[None, :]).to(y.dtype.element_ty), there)
+
+
+@triton.jit
+def coarse(x, y, scale, rows, width, MOST: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows in E4M3, as large as it allows, and what they were divided by."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    there = (row < rows)[:, None] & (column < width)[None, :]
+    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(x + place, there, 0.0).to(tl.float32)
+    by = tl.maximum(tl.max(tl.abs(value), 1) / MOST, 1e-30)
+    value = tl.minimum(tl.maximum(value / by[:, None], -MOST), MOST)
+    tl.store(y + place, value.to(y.dtype.element_ty), there)
+    tl.store(scale + row, by, row < rows)

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.nn import gpu
-from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, LayerNorm
+from sfumato.nn.float8 import E4M3, MOST, Float8Linear, coarse_rows
+from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, LayerNorm, Linear
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -78,6 +79,21 @@ def test_layer_norm(width: int, dtype: torch.dtype) -> None:
     layer.weight.normal_(), layer.bias.normal_()
     truth = F.layer_norm(x.double(), (width,), layer.weight.double(), layer.bias.double())
     assert far(layer.to(dtype)(x), truth) < 2 * DTYPES[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [48, 320, 5120])
+@torch.inference_mode()
+def test_products_in_eight_bits(width: int, dtype: torch.dtype) -> None:
+    x = (5 * torch.randn(2, 301, width, device="cuda")).to(dtype)
+    rows = x.flatten(0, 1)
+    (y, scale), (truth, expected) = gpu.coarse_rows(rows, E4M3, MOST), coarse_rows(rows)
+    torch.testing.assert_close(scale, expected)
+    assert far(y.float() * scale, truth.float() * expected) < 1e-3  # a few lie between two numbers
+    layer = Linear(width, 64).cuda().to(dtype)
+    residual = torch.randn(2, 301, 64, device="cuda").to(dtype)
+    for more in (None, residual):
+        assert far(Float8Linear(layer)(x, more), layer(x, more)) < 0.05
 
 
 def test_whoever_wants_gradients_gets_them() -> None:

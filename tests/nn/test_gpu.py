@@ -13,6 +13,7 @@ from torch import Tensor, nn
 pytest.importorskip("triton")
 
 from sfumato.nn import gpu
+from sfumato.nn.float8 import MOST, coarse_rows
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +71,18 @@ def test_rows(inner: int) -> None:
     layer = nn.LayerNorm(inner)
     randomise(layer)
     assert far(gpu.layer_norm(layer, value + 9), layer(value + 9)) < 1e-6
+
+
+@pytest.mark.parametrize("width", [36, 320])
+@torch.inference_mode()
+def test_eight_bits(width: int) -> None:
+    x = 5 * torch.randn(7, width)
+    x[2] = 0
+    y, scale = gpu.coarse_rows(x, torch.float16, MOST)  # the interpreter rounds wrongly to 8 bits
+    torch.testing.assert_close(scale, coarse_rows(x)[1])
+    assert y.abs().max() == MOST
+    assert far(y.float() * scale, x) < 1e-3
+    residual, bias = torch.randn(7, width), torch.randn(width)
+    truth = x + bias + residual
+    gpu.add_to_rows(x, bias, residual)
+    torch.testing.assert_close(x, truth)
