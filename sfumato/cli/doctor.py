@@ -72,7 +72,8 @@ def devices() -> dict[str, Any]:
         eight = "no fp8" if float8.why_not(torch.device("cuda", i)) else "fp8"
         found[f"cuda:{i}"] = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {half}, {eight}"
     if torch.cuda.device_count():
-        found["cuda kernels"] = gpu.why()
+        why = gpu.why_not(torch.device("cuda", 0))
+        found["cuda kernels"] = (why and f"none, so layers take up to twice as long: {why}") or "compiled by Triton"
     if torch.backends.mps.is_available():
         found["mps"] = "available"
     return found

@@ -41,29 +41,36 @@ Record = Callable[[Forward], Forward]
 class CudaGraphs:
     """Records forwards as CUDA graphs. They share what memory they need in between, since one runs at a time."""
 
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+    _one_at_a_time = Lock()  # in the whole process
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, forward: Forward) -> Forward:
         graph, tries = torch.cuda.CUDAGraph(), torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = False  # memory of another alignment would make it try again, and wait
-        try:
-            # Other threads may do to the device what they like: a server's, one that copies a picture.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                output = forward()
-        except RuntimeError:
-            # The generator goes on as if it were recorded, and refuses to draw, until a recording ends well.
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
-                torch.zeros(1, device="cuda")
-            raise
-        finally:
-            torch.backends.cudnn.benchmark = tries
+        with self._one_at_a_time, torch.cuda.device(self.device):
+            torch.backends.cudnn.benchmark = False  # memory of another alignment would make it try again, and wait
+            try:
+                with self._recording(graph, self.pool):
+                    output = forward()
+            except RuntimeError:
+                # The generator goes on as if it were recorded, and refuses to draw, until a recording ends well.
+                with self._recording(torch.cuda.CUDAGraph(), None):
+                    torch.zeros(1, device=self.device)
+                raise
+            finally:
+                torch.backends.cudnn.benchmark = tries
 
         def again() -> Tensor:
             graph.replay()
             return output
 
         return again
+
+    def _recording(self, graph: torch.cuda.CUDAGraph, pool: Any) -> torch.cuda.graph:
+        # Other threads may do to the device what they like: a server's, one that copies a picture.
+        return torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
 
 
 class Recordings:
@@ -225,9 +232,9 @@ class RecordedDecoder:
 known: "WeakKeyDictionary[nn.Module, Recordings]" = WeakKeyDictionary()
 
 
-def _recordings(network: nn.Module) -> Recordings:
+def _recordings(network: nn.Module, device: torch.device) -> Recordings:
     if network not in known:
-        known[network] = Recordings(CudaGraphs())
+        known[network] = Recordings(CudaGraphs(device))
     return known[network]
 
 
@@ -238,12 +245,14 @@ def can_record(device: torch.device) -> bool:
 
 def recorded(network: nn.Module, device: torch.device) -> nn.Module | Recorded:
     """The denoiser, its forwards recorded where the device can do that. To be asked anew for each run."""
-    return Recorded(network, _recordings(network)) if can_record(device) else network
+    return Recorded(network, _recordings(network, device)) if can_record(device) else network
 
 
 def recorded_decoder(autoencoder: nn.Module, device: torch.device) -> Callable[[Codec, Tensor], Tensor]:
     """How to decode, recorded where the device can do that. To be asked anew for each run."""
-    return RecordedDecoder(autoencoder, _recordings(autoencoder)) if can_record(device) else decode_whole
+    if not can_record(device):
+        return decode_whole
+    return RecordedDecoder(autoencoder, _recordings(autoencoder, device))
 
 
 def forget() -> bool:

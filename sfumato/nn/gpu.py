@@ -8,7 +8,6 @@ Pictures are [B, C, H, W] in channels-last memory: ``positions`` rows of ``chann
 """
 
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -25,21 +24,32 @@ LARGEST = 4096
 """Numbers of a tile that a program can keep in its registers."""
 
 
-@cache
+SINCE = (8, 0)
+"""CUDA's compute capability from which on chips have bfloat16."""
+
+
 def kernels() -> Any:
-    """The module ``gpu_kernels``; None where there is no Triton, which comes with PyTorch for GPUs on Linux."""
-    try:
-        from sfumato.nn import gpu_kernels
-    except ImportError:
-        return None
+    """The module ``gpu_kernels``; Triton, which it needs, comes with PyTorch for GPUs on Linux."""
+    from sfumato.nn import gpu_kernels
+
     return gpu_kernels
 
 
-def why() -> str:
-    """Whether these kernels are used, in a line."""
-    if kernels() is None:
-        return "none: there is no Triton, so layers run as PyTorch has them, and take up to twice as long"
-    return f"compiled by Triton {version('triton')} on first use"
+@cache
+def why_not(device: torch.device) -> str:
+    """What keeps these kernels from being used on a device; empty where nothing does. The first call tries one."""
+    if device.type != "cuda" or torch.version.hip:
+        return "they are for NVIDIA's GPUs"
+    if (found := torch.cuda.get_device_capability(device)) < SINCE:
+        return f"they need compute capability {SINCE[0]}.{SINCE[1]}, and this GPU has {found[0]}.{found[1]}"
+    try:
+        _add(torch.zeros(1, 1, device=device), 1, 1, 1, torch.zeros(1, device=device), None, None)
+    except ImportError:
+        return "there is no Triton"
+    except Exception as problem:  # no C compiler, no headers of Python, a folder that cannot be written, …
+        said = [line for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+        return f"Triton cannot compile them: {said[-1]}"
+    return ""
 
 
 def tiles(count: int, size: int) -> int:
@@ -56,7 +66,7 @@ def fuses(x: Tensor) -> bool:
     """Whether these kernels take x, and nobody wants gradients or a graph of it."""
     return (
         not torch.compiler.is_compiling() and x.is_cuda and not torch.is_grad_enabled()
-        and x.dtype in (torch.float32, torch.bfloat16, torch.float16) and kernels() is not None
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16) and not why_not(x.device)
     )  # fmt: skip
 
 

@@ -23,6 +23,10 @@ def picture(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (3 * x + 5).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def test_this_device_has_them() -> None:
+    assert gpu.why_not(torch.device("cuda", 0)) == ""
+
+
 def far(y: Tensor, truth: Tensor) -> float:
     return float((y.double() - truth.double()).norm() / truth.double().norm())
 
@@ -52,7 +56,7 @@ def test_convolution_and_what_is_added(dtype: torch.dtype, monkeypatch: pytest.M
         layer = Conv2d(inputs, outputs, kernel, stride, kernel // 2).cuda().to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = picture(2, inputs, 9, 7, dtype=dtype)
         with monkeypatch.context() as plain:
-            plain.setattr(gpu, "kernels", lambda: None)
+            plain.setattr(gpu, "why_not", lambda device: "not now")
             bare = layer(x)
         residual = torch.randn_like(bare)
         for shift in (None, table[:1, :outputs], table[:, 20 : 20 + outputs]):

@@ -30,6 +30,32 @@ def randomise(layer: nn.Module) -> None:
         nn.init.normal_(parameter)
 
 
+def test_a_device_that_cannot_have_them_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.why_not.cache_clear()
+    assert gpu.why_not(torch.device("cpu"))
+    capability = (7, 5)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert "7.5" in gpu.why_not(torch.device("cuda", 0))
+    capability = (9, 0)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+    for i, (problem, said) in enumerate((
+        (None, ""), (ImportError("no module"), "no Triton"),
+        (RuntimeError("\nFailed to find a C compiler.\n"), "Failed to find a C compiler."),
+    )):  # fmt: skip
+
+        def add(*_: object, problem: Exception | None = problem) -> None:
+            if problem is not None:
+                raise problem
+
+        monkeypatch.setattr(gpu, "_add", add)
+        found = gpu.why_not(torch.device("cuda", 1 + i))
+        assert found.endswith(said)
+        assert bool(found) == bool(problem)
+    gpu.why_not.cache_clear()
+
+
 @pytest.mark.parametrize("programs", [1024, 4])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize("shape", [(2, 20, 9, 7), (1, 96, 5, 3), (2, 320, 8, 8), (1, 132, 2, 1)])
