@@ -165,7 +165,7 @@ void share_out(int64_t tasks, Each each) {
 
 // ---------------------------------------------------------------------------------------------- matrix product
 
-constexpr int64_t kDepth = 24576 / (4 * kPanel);  // of one pass: 24 KB of the weights, which stay in the first-level cache
+constexpr int64_t kDepth = 49152 / (4 * kPanel);  // of one pass: 48 KB of the weights; sums are stored after each
 
 // What becomes of the sums of bytes in row r: scale[r * apart] times them, + offset[r * apart] start[W registers].
 struct Steps {
@@ -276,7 +276,7 @@ Tensor pack_linear(const Tensor& weight_) {
   return packed;
 }
 
-constexpr int64_t kBlock = 16 * kRows;      // rows of one task
+constexpr int64_t kBlock = 8 * kRows;       // rows of one task
 constexpr int64_t kStretch = 64;            // positions or tokens that are summed up in float32 before others join
 constexpr int64_t kCache = int64_t(3) << 20;  // bytes a thread of what is prepared for one chunk of tasks
 
