@@ -14,7 +14,7 @@ from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
 from sfumato.nn.layers import Conv2d, GroupNorm
 from sfumato.nn.resnet import Downsample, ResnetBlock, Upsample
 from sfumato.nn.rows import expand_rows
-from sfumato.nn.stage import Stage, call, deal_times, project_times, stages, time_widths
+from sfumato.nn.stage import Stage, call, deal_times, project_times, stages, time_widths, timed
 from sfumato.nn.transformer import CrossAttention, SpatialTransformer
 
 T = TypeVar("T")
@@ -152,13 +152,16 @@ class UNetEncoder(nn.Module):
         self._number()
 
     def _number(self) -> None:
-        self.time_widths = time_widths(self)
-        for index, attention in enumerate(self.cross_attentions()):
+        """Look for what is found in each run, once; layers within may be replaced later, these are not."""
+        self._timed = timed(self)
+        self.time_widths = time_widths(self._timed)
+        self._cross = [module for module in self.modules() if isinstance(module, CrossAttention)]
+        for index, attention in enumerate(self._cross):
             attention.index = index
 
     def cross_attentions(self) -> list[CrossAttention]:
         """All of them, in the order in which they run."""
-        return [module for module in self.modules() if isinstance(module, CrossAttention)]
+        return self._cross
 
     def prepare(self, conditioning: Conditioning) -> Conditioning:
         """Keys and values of all cross-attentions, computed once a prompt; the context is then needed no more."""
@@ -204,7 +207,7 @@ class UNetEncoder(nn.Module):
             sizes = sinusoid(_need(conditioning, "sizes"), config.addition_time_embed_dim, flip, shift).flatten(1)
             added = torch.cat([_need(conditioning, "pooled").to(dtype), sizes.to(dtype)], dim=-1)  # [R, P + S * dim]
             embedding = embedding + self.add_embedding(added)
-        return project_times(self, embedding)
+        return project_times(self._timed, embedding)
 
     def _start(
         self, x: Tensor, t: Tensor | float | Times, conditioning: Conditioning

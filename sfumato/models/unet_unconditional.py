@@ -13,7 +13,7 @@ from sfumato.nn.embeddings import Times, TimestepEmbedding, sinusoid
 from sfumato.nn.layers import Conv2d, GroupNorm
 from sfumato.nn.resnet import Downsample, ResnetBlock, Upsample
 from sfumato.nn.rows import expand_rows
-from sfumato.nn.stage import Stage, call, deal_times, project_times, stages, time_widths
+from sfumato.nn.stage import Stage, call, deal_times, project_times, stages, time_widths, timed
 from sfumato.nn.transformer import SpatialAttention
 
 
@@ -112,7 +112,8 @@ class UnconditionalUNet(nn.Module):
         self.up_blocks = nn.ModuleList(_up_stages(config))
         self.conv_norm_out = GroupNorm(config.norm_num_groups, first, config.norm_eps)
         self.conv_out = Conv2d(first, config.out_channels, 3, padding=1)
-        self.time_widths = time_widths(self)
+        self._timed = timed(self)
+        self.time_widths = time_widths(self._timed)
 
     def prepare_times(self, t: Tensor, conditioning: Conditioning | None = None) -> Times:
         """Everything that depends on the time and not on the picture, for a whole schedule.
@@ -143,7 +144,7 @@ class UnconditionalUNet(nn.Module):
             embedding = embedding + self.class_embedding(
                 wave(label) if config.class_embed_type == "timestep" else label
             )
-        return project_times(self, embedding)
+        return project_times(self._timed, embedding)
 
     def forward(
         self,

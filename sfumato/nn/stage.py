@@ -51,20 +51,20 @@ def call(module: nn.Module, *inputs: Any) -> Tensor:
     return output
 
 
-def timed(network: nn.Module) -> list[Linear]:
-    """The time projections of all residual blocks, in the order in which they run."""
-    return [m.time_emb_proj for m in network.modules() if isinstance(m, ResnetBlock) and m.time_emb_proj is not None]
+def timed(network: nn.Module) -> list[ResnetBlock]:
+    """The residual blocks that the time reaches, in the order in which they run."""
+    return [m for m in network.modules() if isinstance(m, ResnetBlock) and m.time_emb_proj is not None]
 
 
-def project_times(network: nn.Module, embedding: Tensor) -> Times:
-    """[..., rows, D] -> what every residual block makes of it, side by side."""
+def project_times(blocks: Iterable[ResnetBlock], embedding: Tensor) -> Times:
+    """[..., rows, D] -> what these blocks make of it, side by side."""
     active = F.silu(embedding)
-    return Times(torch.cat([projection(active) for projection in timed(network)], dim=-1))
+    return Times(torch.cat([cast(Linear, block.time_emb_proj)(active) for block in blocks], dim=-1))
 
 
-def time_widths(network: nn.Module) -> list[int]:
-    """How many columns of ``Times`` each residual block has, in the order in which they run."""
-    return [projection.out_features for projection in timed(network)]
+def time_widths(blocks: Iterable[ResnetBlock]) -> list[int]:
+    """How many columns of ``Times`` each of them has."""
+    return [cast(Linear, block.time_emb_proj).out_features for block in blocks]
 
 
 def deal_times(widths: list[int], times: Times, rows: int) -> tuple[Tensor, ...]:
