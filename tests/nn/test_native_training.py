@@ -95,6 +95,23 @@ def test_attention_does_not_hide_what_is_no_number(broken: float) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("place", [0, 5, 150])
+def test_a_key_that_is_no_number_is_in_all_that_ask(place: int) -> None:
+    q, k, v = (torch.randn(1, 1, 200, 8) for _ in range(3))
+    k[0, 0, place, 3] = float("nan")
+    assert attend(q, k, v, native=True).isnan().all()
+
+
+@needs_native
+@pytest.mark.parametrize("slope", [-3.0, 3.0])
+def test_attention_whose_scores_rise_and_fall_by_hundreds(slope: float) -> None:
+    q, v = torch.rand(1, 1, 70, 8) + 0.5, torch.randn(1, 1, 400, 8)
+    k = slope * torch.arange(400.0)[None, None, :, None] + torch.randn(1, 1, 400, 8)
+    truth = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert (attend(q, k, v, native=True) - truth).norm() < 1e-4 * truth.norm()
+
+
+@needs_native
 def test_no_pictures_give_none() -> None:
     none = torch.empty(0, 2, 5, 8)
     assert attend(none, none, none, native=True).shape == none.shape

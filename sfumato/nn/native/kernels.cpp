@@ -174,10 +174,17 @@ struct Steps {
   const float* start;  // or null
 };
 
+// What becomes of sums of floats, of which `w` is the register in the row: they stay as they are.
+struct Keep {
+  Vec operator()(Vec sum, int) const { return sum; }
+};
+
 // c[R][W registers] (+)= a[R][depth] b[depth][W registers]; the rows of a are `stride` elements apart, its columns `step`.
 // T is float, or int32_t that stands for four bytes, along the depth.
-template <int R, int W, class T>
-void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add, const Steps& steps) {
+template <int R, int W, class T, class After>
+void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add, const Steps& steps,
+           After& last) {
+  After after = last;  // in registers
   using Lanes = decltype(load(b));
   constexpr bool exact = std::is_same_v<T, float>;
   Lanes sum[R][W];
@@ -205,20 +212,21 @@ void micro(const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, 
     for (int w = 0; w < W; w++) {
       float* to = c + (r * W + w) * kWidth;
       if constexpr (exact) {
-        store(to, sum[r][w]);
+        store(to, after(sum[r][w], w));
       } else {
         Vec v = __builtin_convertvector(sum[r][w], Vec) * steps.scale[r * steps.apart];
         v += start[w] * steps.offset[r * steps.apart];
         store(to, add ? load(to) + v : v);
       }
     }
+  last = after;
 }
 
-template <int R, int W, class T>
+template <int R, int W, class T, class After>
 void micro(int64_t rows, const T* a, int64_t stride, int64_t step, const T* b, int64_t depth, float* c, bool add,
-           const Steps& steps) {
-  if (rows == R) return micro<R, W>(a, stride, step, b, depth, c, add, steps);
-  if constexpr (R > 1) micro<R - 1, W>(rows, a, stride, step, b, depth, c, add, steps);
+           const Steps& steps, After& after) {
+  if (rows == R) return micro<R, W>(a, stride, step, b, depth, c, add, steps, after);
+  if constexpr (R > 1) micro<R - 1, W>(rows, a, stride, step, b, depth, c, add, steps, after);
 }
 
 // c[rows][W registers] (+)= a[rows][depth] b[depth][W registers], in passes of like depth and groups of like height.
@@ -226,6 +234,7 @@ template <int W = 2, class T>
 void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t depth, float* c, bool add = false,
               int64_t step = 1, const Steps& steps = {}) {
   constexpr int64_t width = W * kWidth;
+  Keep keep;
   const int64_t passes = (depth + kDepth - 1) / kDepth, groups = (rows + kRows - 1) / kRows;
   for (int64_t p = 0; p < passes; p++) {
     const int64_t k = depth * p / passes, part = depth * (p + 1) / passes - k;
@@ -233,7 +242,7 @@ void multiply(const T* a, int64_t stride, int64_t rows, const T* b, int64_t dept
       const int64_t r = rows * g / groups, height = rows * (g + 1) / groups - r;
       const int64_t at = r * steps.apart;
       micro<kRows, W>(height, a + r * stride + k * step, stride, step, b + k * width, part, c + r * width, add || p > 0,
-                      {steps.scale + at, steps.offset + at, steps.apart, p > 0 ? nullptr : steps.start});
+                      {steps.scale + at, steps.offset + at, steps.apart, p > 0 ? nullptr : steps.start}, keep);
     }
   }
 }
@@ -1127,7 +1136,43 @@ void turn_back(const float* from, int64_t stride, int64_t count, int64_t d, floa
 }
 
 constexpr int64_t kTile = 8 * 12;  // rows of a tile
-constexpr int64_t kTogether = 4;   // panels of queries that go through the keys together, so that these are read less often
+constexpr int64_t kTogether = 8;   // panels of queries that go through the keys together, so that these are read less often
+
+// Makes scores of 32 queries, to the base of 2, into weights: 2^(score - most). That is a score of each that need not be the
+// greatest: a factor that all of its weights have in common does not matter until numbers become too great.
+struct Weights {
+  Vec most[2], above[2], total[2];  // and how far a score was above it, and the sum of weights
+  void refer(const float* scores, int64_t rows) {
+    for (int w = 0; w < 2; w++) {
+      most[w] = splat(-1e30f), above[w] = total[w] = Vec{};  // no infinity, from which there is no way up
+      for (int64_t r = 0; r < rows; r++) most[w] = larger(load(scores + r * kPanel + w * kWidth), most[w]);
+    }
+  }
+  Vec operator()(Vec score, int w) {
+    const Vec x = score - most[w], weight = exp2(x);
+    above[w] = larger(x, above[w]);
+    total[w] += weight;
+    return weight;
+  }
+  bool too_great() const {
+    const Vec top = larger(above[0], above[1]);
+    bool found = false;
+    for (int j = 0; j < kWidth; j++) found |= top[j] > 30;
+    return found;
+  }
+  // Takes a greater score instead, with sums so far [depth][kPanel].
+  void rise(const Weights& found, float* sum, int64_t depth) {
+    for (int w = 0; w < 2; w++) {
+      const Vec factor = exp2(-found.above[w]);
+      most[w] += found.above[w], total[w] *= factor, above[w] = Vec{};
+      for (int64_t e = 0; e < depth; e++) {
+        float* at = sum + e * kPanel + w * kWidth;
+        store(at, factor * load(at));
+      }
+    }
+  }
+  float logarithm(int64_t j) const { return most[j / kWidth][j % kWidth] * M_LN2 + std::log(total[j / kWidth][j % kWidth]); }
+};
 
 // softmax(q k^T scale) v, and of each query the logarithm of its sum of exponentials, [B, heads, N].
 std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, double scale) {
@@ -1139,9 +1184,9 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
               "attention: queries ", q_.sizes(), ", keys ", k_.sizes(), ", values ", v_.sizes());
   Tensor logs = at::empty({B, heads, N}, q_.options());
   float* lp = logs.mutable_data_ptr<float>();
-  struct Panel {  // 32 queries: turned, the sum of values so far, the greatest score, the sum of exponentials
+  struct Panel {  // 32 queries: turned, the sum of values so far, and what their weights are
     float *queries, *sum;
-    Vec most[2], total[2];
+    Weights weights;
   };
   share_out(B * heads * P, [&](int64_t begin, int64_t end) {
     std::vector<float> room((kTile + kTogether * 2 * d) * kPanel);
@@ -1159,46 +1204,41 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const T
         const int64_t i = first + g * kPanel;
         turn(q.of(b, h) + i * q.token, q.token, std::min<int64_t>(kPanel, N - i), d, static_cast<float>(scale * M_LOG2E),
              panel[g].queries);
-        for (int w = 0; w < 2; w++) panel[g].most[w] = splat(-INFINITY), panel[g].total[w] = Vec{};
+        multiply(keys, k.token, std::min<int64_t>(4, L), panel[g].queries, d, scores);
+        panel[g].weights.refer(scores, std::min<int64_t>(4, L));
       }
       for (int64_t start = 0; start < L; start += kTile) {
-        const int64_t rows = std::min(kTile, L - start);
+        const int64_t rows = std::min(kTile, L - start), groups = (rows + kRows - 1) / kRows;
         for (int64_t g = 0; g < some; g++) {
-          float* sum = panel[g].sum;
-          multiply(keys + start * k.token, k.token, rows, panel[g].queries, d, scores);
-          for (int w = 0; w < 2; w++) {
-            float* s = scores + w * kWidth;
-            Vec m = panel[g].most[w], total = panel[g].total[w];
-            for (int64_t r = 0; r < rows; r++) m = larger(load(s + r * kPanel), m);
-            if (std::memcmp(&m, &panel[g].most[w], sizeof(Vec))) {  // seldom, after the first tiles
-              const Vec factor = exp2(panel[g].most[w] - m);
-              total *= factor;
-              for (int64_t e = 0; start && e < d; e++) {
-                float* at = sum + e * kPanel + w * kWidth;
-                store(at, factor * load(at));
-              }
+          auto& [queries, sum, weights] = panel[g];
+          const auto weigh = [&, queries = queries](Weights& found) {
+            for (int64_t i = 0; i < groups; i++) {
+              const int64_t r = rows * i / groups, height = rows * (i + 1) / groups - r;
+              const float* from = keys + (start + r) * k.token;
+              micro<kRows, 2>(height, from, k.token, 1, queries, d, scores + r * kPanel, false, {}, found);
             }
-            for (int64_t r = 0; r < rows; r++) {
-              const Vec p = exp2(load(s + r * kPanel) - m);
-              store(s + r * kPanel, p);
-              total += p;
-            }
-            panel[g].most[w] = m, panel[g].total[w] = total;
+          };
+          Weights found = weights;
+          weigh(found);
+          while (found.too_great()) {  // seldom
+            weights.rise(found, sum, start > 0 ? d : 0);
+            weigh(found = weights);
           }
+          weights = found;
           multiply(values + start * v.token, 1, d, scores, rows, sum, start > 0, v.token);
         }
       }
       for (int64_t g = 0; g < some; g++) {
         const int64_t i = first + g * kPanel, count = std::min<int64_t>(kPanel, N - i);
-        const auto& [queries, sum, most, total] = panel[g];
+        const auto& [queries, sum, weights] = panel[g];
         for (int w = 0; w < 2; w++)
           for (int64_t e = 0; e < d; e++) {
             float* at = sum + e * kPanel + w * kWidth;
-            store(at, load(at) / total[w]);
+            store(at, load(at) / weights.total[w]);
           }
         turn_back(sum, y.token, count, d, 1, y.of(b, h) + i * y.token);
         for (int64_t j = 0; j < count; j++)
-          lp[(b * heads + h) * N + i + j] = most[j / kWidth][j % kWidth] * M_LN2 + std::log(total[j / kWidth][j % kWidth]);
+          lp[(b * heads + h) * N + i + j] = weights.logarithm(j);
       }
     }
   });
