@@ -101,7 +101,8 @@ class PackedConv2d(Packed):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """``conv(x) + shift + residual``; shapes as in ``layers.Conv2d``."""
-        if self.tileable and tiled_work(x.shape, transformed=False) < direct_work(x.shape):
+        one = (1, *x.shape[1:])  # so that a picture does not hang on how many there are
+        if self.tileable and tiled_work(one, transformed=False) < direct_work(one):
             return cast(Tensor, _ops.winograd(x, *self.kept, shift, residual, self.out_channels))
         y: Tensor = _ops.convolution(x, *self.kept, shift, residual, self.out_channels, *self._shape)
         return y
