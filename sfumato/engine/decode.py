@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sfumato.engine.recorded import forget, recorded_decoder
+from sfumato.engine.recorded import making_room, recorded_decoder
 from sfumato.families.types import TINY, Model
 from sfumato.models.latents import Codec
-from sfumato.models.overflow import decode_safely, decode_whole
+from sfumato.models.overflow import Decoding, decode_safely, decode_whole
 from sfumato.models.tiling import decode_tiled
 from sfumato.models.tiny_autoencoder import TinyAutoencoder
 
@@ -64,12 +64,8 @@ def decode(
         how = recorded_decoder(autoencoder, model.device)
     pictures, notes = [], []
     for row in torch.split(z, 1):
-        try:
-            x, note = decode_safely(autoencoder, row, how)  # type: ignore[arg-type]
-        except torch.OutOfMemoryError:
-            if not forget():
-                raise
-            x, note = decode_safely(autoencoder, row, how)  # type: ignore[arg-type]
+        do: Callable[[], Decoding] = partial(decode_safely, autoencoder, row, how)  # type: ignore[arg-type]
+        x, note = making_room(do, do)
         pictures.append(to_pixels(x))
         if note and note not in notes:
             notes.append(note)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,6 +33,7 @@ MOST = 32
 SMALL = 64 * 64
 """Positions of a latent: larger ones keep a GPU busy for longer than Python needs."""
 
+T = TypeVar("T")
 Forward = Callable[[], Tensor]
 Record = Callable[[Forward], Forward]
 """Makes of a forward one that does the same to the same memory again, each time it is called."""
@@ -206,12 +207,7 @@ class Recorded:
             answer: Tensor = self.network(next(rest), Times(next(rest)), conditioning.map(lambda _: next(rest)))
             return answer
 
-        try:
-            return self.recordings.run(call, given, conditioning.signature())
-        except torch.OutOfMemoryError:
-            if not forget():
-                raise
-            return call(given)
+        return making_room(partial(self.recordings.run, call, given, conditioning.signature()), partial(call, given))
 
 
 class RecordedDecoder:
@@ -261,3 +257,13 @@ def forget() -> bool:
     if any(found):
         torch.cuda.empty_cache()
     return any(found)
+
+
+def making_room(do: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """What ``do`` gives; where memory is short, and recordings could be given up, what ``otherwise`` gives."""
+    try:
+        return do()
+    except torch.OutOfMemoryError:
+        if not forget():
+            raise
+    return otherwise()
