@@ -18,6 +18,8 @@ ROWS, COLUMNS = 32, 64
 """Positions and channels of a tile, which is what a program has before it at once."""
 PROGRAMS = 1024
 """Programs that keep a large GPU busy."""
+LINE = 256
+"""Numbers that a program has before it at once where they stand in a line."""
 CHUNKS = 32
 """Parts of a picture whose statistics are joined at once."""
 LARGEST = 4096
@@ -75,11 +77,15 @@ def is_picture(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def group_norm(layer: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
-    """``silu(layer(x))``, or without SiLU; the statistics are float32.
+def group_norm(
+    layer: nn.GroupNorm, x: Tensor, silu: bool, bias: Tensor | None = None, shift: Tensor | None = None
+) -> Tensor:
+    """``silu(layer(x + bias + shift))``, or without SiLU; the statistics are float32.
 
     Args:
         x: a picture.
+        bias: [C].
+        shift: [B or 1, C].
 
     Returns:
         A picture of the same precision.
@@ -90,18 +96,23 @@ def group_norm(layer: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
     chunks = max(1, min(tiles(positions, ROWS), PROGRAMS // (count * blocks)))
     each = tiles(positions, ROWS * chunks)
     means, spreads = torch.empty(2, count, chunks, channels, dtype=torch.float32, device=x.device)
-    scale, shift = torch.empty(2, count, channels, dtype=torch.float32, device=x.device)
+    factor, more = torch.empty(2, count, channels, dtype=torch.float32, device=x.device)
     y = torch.empty_like(x)
     with torch.cuda.device(x.device):
         kernels().moments[chunks, blocks, count](x, means, spreads, positions, channels, each, ROWS, COLUMNS)
         kernels().join[layer.num_groups, count](
-            means, spreads, layer.weight, layer.bias, scale, shift, positions, channels, members, chunks, each * ROWS,
-            layer.eps, power_of_2(members), CHUNKS,
+            means, spreads, layer.weight, layer.bias, bias, shift, factor, more, positions, channels, members, chunks,
+            each * ROWS, per_row(shift), layer.eps, bias is not None, shift is not None, power_of_2(members), CHUNKS,
         )
         kernels().normalise[tiles(positions, ROWS), blocks, count](
-            x, scale, shift, y, positions, channels, silu, ROWS, COLUMNS
+            x, factor, more, y, positions, channels, silu, ROWS, COLUMNS
         )
     return y
+
+
+def per_row(shift: Tensor | None) -> int:
+    """How far the rows of a shift are apart, which one row for all are not."""
+    return 0 if shift is None or len(shift) == 1 else shift.stride(0)
 
 
 def convolution(layer: nn.Conv2d, x: Tensor, shift: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -124,6 +135,35 @@ def convolution(layer: nn.Conv2d, x: Tensor, shift: Tensor | None, residual: Ten
     return y
 
 
+def doubled_convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """``layer`` on x with each value twice in each direction, which are never written down.
+
+    A window of 3 x 3 lies on 2 x 2 values of x, and its weights on each depend on the parity of row and column alone:
+    so it is a convolution of 2 x 2 with four kernels, in 4 products where there were 9.
+
+    Args:
+        layer: 3 x 3, with a border of one zero.
+        x: a picture, [B, C, H, W].
+
+    Returns:
+        A picture, [B, C', 2 H, 2 W].
+    """
+    (count, inputs, height, width), outputs = x.shape, layer.out_channels
+    weight, y = (
+        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        for shape in ((4 * outputs, inputs, 2, 2), (count, outputs, 2 * height, 2 * width))
+    )
+    with torch.cuda.device(x.device):
+        kernels().parities[outputs, tiles(inputs, LINE)](
+            layer.weight, weight, inputs, outputs, *layer.weight.stride(), LINE
+        )
+        windows = F.conv2d(x, weight, padding=1).contiguous(memory_format=torch.channels_last)
+        kernels().interleave[tiles(4 * height * width, ROWS), tiles(outputs, COLUMNS), count](
+            windows, layer.bias, y, height, width, outputs, layer.bias is not None, ROWS, COLUMNS
+        )
+    return y
+
+
 def add_to_rows(y: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
     """``y += bias + residual``, on contiguous [rows, C], [C] and [..., C] of as many rows."""
     if bias is not None or residual is not None:
@@ -134,11 +174,10 @@ def _add(
     y: Tensor, count: int, positions: int, channels: int, bias: Tensor | None, shift: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     grid = tiles(positions, ROWS), tiles(channels, COLUMNS), count
     with torch.cuda.device(y.device):
         kernels().add[grid](
-            y, bias, shift, residual, positions, channels, stride, bias is not None, shift is not None,
+            y, bias, shift, residual, positions, channels, per_row(shift), bias is not None, shift is not None,
             residual is not None, ROWS, COLUMNS,
         )
 

@@ -38,14 +38,22 @@ def moments(x, means, spreads, positions, channels, tiles, ROWS: tl.constexpr, C
 
 @triton.jit
 def join(
-    means, spreads, weight, bias, scale, shift, positions, channels, members, chunks, length, eps,
-    MEMBERS: tl.constexpr, CHUNKS: tl.constexpr,
+    means, spreads, weight, bias, before, more, scale, shift, positions, channels, members, chunks, length, stride, eps,
+    BEFORE: tl.constexpr, MORE: tl.constexpr, MEMBERS: tl.constexpr, CHUNKS: tl.constexpr,
 ):
-    """What every channel of a group is multiplied by, and what is added then."""
+    """What every channel of a group is multiplied by, and what is added then.
+
+    What was to be added to the channels before, ``before`` and ``more``, moves their means and nothing else.
+    """
     group, picture = tl.program_id(0), tl.program_id(1)
     member = tl.arange(0, MEMBERS)
     own = member < members
     channel = group * members + member
+    moved = tl.zeros([MEMBERS], tl.float32)
+    if BEFORE:
+        moved += tl.load(before + channel, own, 0.0).to(tl.float32)
+    if MORE:
+        moved += tl.load(more + picture * stride + channel, own, 0.0).to(tl.float32)
     pivot = tl.load(means + picture * chunks * channels + group * members)
     sums, squares = tl.zeros([CHUNKS, MEMBERS], tl.float32), tl.zeros([CHUNKS, MEMBERS], tl.float32)
     for first in range(0, chunks, CHUNKS):
@@ -53,16 +61,16 @@ def join(
         seen = tl.minimum(tl.maximum(positions - chunk * length, 0), length).to(tl.float32)[:, None]
         there = (seen > 0.0) & own[None, :]
         place = (picture * chunks + chunk)[:, None] * channels + channel[None, :]
-        apart = tl.where(there, tl.load(means + place, there, 0.0) - pivot, 0.0)
+        apart = tl.where(there, tl.load(means + place, there, 0.0) - pivot + moved[None, :], 0.0)
         sums += apart * seen
         squares += tl.load(spreads + place, there, 0.0) + apart * apart * seen
     count = positions * members + 0.0
     off = tl.sum(tl.sum(sums, 1), 0) / count
     variance = tl.sum(tl.sum(squares, 1), 0) / count - off * off
     factor = tl.load(weight + channel, own, 0.0).to(tl.float32) / tl.sqrt(tl.maximum(variance, 0.0) + eps)
-    more = tl.load(bias + channel, own, 0.0).to(tl.float32) - (pivot + off) * factor
+    base = tl.load(bias + channel, own, 0.0).to(tl.float32) + (moved - pivot - off) * factor
     tl.store(scale + picture * channels + channel, factor, own)
-    tl.store(shift + picture * channels + channel, more, own)
+    tl.store(shift + picture * channels + channel, base, own)
 
 
 @triton.jit
@@ -100,6 +108,45 @@ def add(
     if RESIDUAL:
         value += tl.load(residual + place, there, 0.0).to(tl.float32)
     tl.store(y + place, value.to(y.dtype.element_ty), there)
+
+
+@triton.jit
+def parities(weight, y, inputs, outputs, by_output, by_input, by_row, by_column, COLUMNS: tl.constexpr):
+    """[C', C, 3, 3] -> [4 C', 2, 2, C], a kernel for each parity of row and column of a picture of doubled size.
+
+    Every value stands there twice each way, so that 3 x 3 weights meet 2 x 2 values: a row of even number those of the
+    row before and its own, the first weights and the sum of the others; a row of odd number its own and the next.
+    """
+    output, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < inputs
+    weight += output * by_output + column * by_input
+    for down in tl.static_range(2):
+        for right in tl.static_range(2):
+            for i in tl.static_range(2):
+                for j in tl.static_range(2):
+                    total = tl.zeros([COLUMNS], tl.float32)
+                    for row in tl.static_range(3):
+                        for place in tl.static_range(3):
+                            if (row + 1 - down) // 2 == i and (place + 1 - right) // 2 == j:
+                                total += tl.load(weight + row * by_row + place * by_column, inside, 0.0).to(tl.float32)
+                    own = (((2 * down + right) * outputs + output) * 2 + i) * 2 + j
+                    tl.store(y + own * inputs + column, total.to(y.dtype.element_ty), inside)
+
+
+@triton.jit
+def interleave(x, bias, y, height, width, channels, BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[B, H + 1, W + 1, 2, 2, C'] -> [B, 2 H, 2 W, C'], what each parity has in each window; and a bias."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column, picture = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(2).to(tl.int64)
+    there = (row < 4 * height * width)[:, None] & (column < channels)[None, :]
+    down, right = row // (2 * width), row % (2 * width)
+    window = (down + 1) // 2 * (width + 1) + (right + 1) // 2
+    place = (picture * (height + 1) * (width + 1) + window) * 4 + down % 2 * 2 + right % 2
+    value = tl.load(x + place[:, None] * channels + column[None, :], there, 0.0).to(tl.float32)
+    if BIAS:
+        value += tl.load(bias + column, column < channels, 0.0).to(tl.float32)[None, :]
+    own = picture * 4 * height * width + row
+    tl.store(y + own[:, None] * channels + column[None, :], value.to(y.dtype.element_ty), there)
 
 
 @triton.jit

@@ -34,6 +34,27 @@ class Conv2d(nn.Conv2d):
         return y if residual is None else residual + y
 
 
+def _fuse(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether a GPU's kernels may do at once what these layers do, none of which is replaced or listened to."""
+    return gpu.fuses(x) and gpu.is_picture(x) and all(
+        type(layer) in (Conv2d, GroupNorm) and not layer._forward_hooks and not layer._forward_pre_hooks
+        for layer in layers
+    )  # fmt: skip
+
+
+def doubled_convolution(conv: Conv2d, x: Tensor) -> Tensor:
+    """``conv`` on x with each value repeated: [B, C, H, W] -> [B, C', 2 H, 2 W].
+
+    Args:
+        conv: 3 x 3, with a border of one zero.
+    """
+    if _fuse(x, conv):
+        return gpu.doubled_convolution(conv, x)
+    height, width = x.shape[-2:]
+    y: Tensor = conv(F.interpolate(x, size=(2 * height, 2 * width), mode="nearest"))
+    return y
+
+
 class Linear(nn.Linear):
     """A matrix product, and what is added to its result."""
 
@@ -56,6 +77,19 @@ class GroupNorm(nn.GroupNorm):
             return gpu.group_norm(self, x, silu)
         y = super().forward(x.to(self.weight.dtype)).to(x.dtype)
         return F.silu(y) if silu else y
+
+
+def normalised_convolution(conv: Conv2d, norm: GroupNorm, x: Tensor, shift: Tensor | None) -> Tensor:
+    """``silu(norm(conv(x, shift)))``; shapes as in ``Conv2d``.
+
+    What is the same for all positions changes nothing but the mean that the norm subtracts, so that it need not be
+    added to each of them.
+    """
+    if _fuse(x, conv, norm):
+        y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+        return gpu.group_norm(norm, y, True, conv.bias, shift)
+    normal: Tensor = norm(conv(x, shift), silu=True)
+    return normal
 
 
 class LayerNorm(nn.LayerNorm):

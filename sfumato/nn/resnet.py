@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.layers import Conv2d, GroupNorm, Linear
+from sfumato.nn.layers import Conv2d, GroupNorm, Linear, doubled_convolution, normalised_convolution
 
 
 class ResnetBlock(nn.Module):
@@ -54,7 +54,7 @@ class ResnetBlock(nn.Module):
             scale, offset = shift[:, :, None, None].chunk(2, dim=1)
             h = F.silu(self.norm2(self.conv1(h)) * (1 + scale) + offset)  # [B, C', H, W]
         else:
-            h = self.norm2(self.conv1(h, shift), silu=True)  # [B, C', H, W]
+            h = normalised_convolution(self.conv1, self.norm2, h, shift)  # [B, C', H, W]
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         y: Tensor = self.conv2(self.dropout(h), residual=x)
@@ -90,6 +90,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W], or exactly ``size`` where an odd size was halved."""
-        height, width = x.shape[-2:]
-        y: Tensor = self.conv(F.interpolate(x, size=size or (2 * height, 2 * width), mode="nearest"))
+        if size is None or size == (2 * x.shape[-2], 2 * x.shape[-1]):
+            return doubled_convolution(self.conv, x)
+        y: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
         return y

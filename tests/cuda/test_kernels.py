@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sfumato.nn import gpu
 from sfumato.nn.float8 import E4M3, MOST, Float8Linear, coarse_rows
-from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, LayerNorm, Linear
+from sfumato.nn.layers import GEGLU, Conv2d, GroupNorm, LayerNorm, Linear, doubled_convolution
+from sfumato.nn.layers import normalised_convolution as with_norm
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -64,6 +65,34 @@ def test_convolution_and_what_is_added(dtype: torch.dtype, monkeypatch: pytest.M
                 y = layer(x, shift, more)
                 truth = bare.double() + (0 if shift is None else shift.double()[:, :, None, None])
                 assert far(y, truth if more is None else truth + more.double()) < DTYPES[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_convolution_of_a_doubled_picture(dtype: torch.dtype) -> None:
+    for inputs, outputs, height, width in ((12, 70, 5, 7), (320, 640, 16, 16), (64, 128, 200, 120)):
+        layer = Conv2d(inputs, outputs, 3, padding=1).cuda().to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = picture(2, inputs, height, width, dtype=dtype)
+        assert gpu.fuses(x)
+        truth = layer.double()(F.interpolate(x.double(), scale_factor=2.0))
+        y = doubled_convolution(layer.to(dtype), x)
+        assert gpu.is_picture(y)
+        assert far(y, truth) < 2 * max(DTYPES[dtype], 5e-4)  # float32 products by TF32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_convolution_and_norm(dtype: torch.dtype) -> None:
+    conv, norm = Conv2d(64, 96, 3, padding=1).cuda(), GroupNorm(32, 96).cuda()
+    for parameter in (norm.weight, norm.bias, conv.bias):
+        assert parameter is not None
+        parameter.normal_()
+    x, table = picture(2, 64, 33, 20, dtype=dtype), torch.randn(2, 300, device="cuda", dtype=dtype)
+    for shift in (None, table[:1, :96], table[:, 50:146]):
+        y = conv.double()(x.double(), None if shift is None else shift.double())
+        truth = F.silu(norm.double()(y))
+        fast = with_norm(conv.to(dtype, memory_format=torch.channels_last), norm.to(dtype), x, shift)  # type: ignore[call-overload]
+        assert far(fast, truth) < 2 * max(DTYPES[dtype], 5e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -88,6 +88,32 @@ def test_convolution_and_what_is_added(added: bool, shifted: str) -> None:
     assert far(y, truth if residual is None else truth + residual) < 1e-6
 
 
+@pytest.mark.parametrize("shifted", ["one row", "each row"])
+@torch.inference_mode()
+def test_what_a_norm_takes_away_is_added_to_means_alone(shifted: str) -> None:
+    layer, x = nn.GroupNorm(4, 20), torch.randn(2, 20, 9, 7).contiguous(memory_format=torch.channels_last)
+    randomise(layer)
+    bias, shift = 3 * torch.randn(20), torch.randn(2, 90)[: 1 if shifted == "one row" else 2, 50:70]
+    truth = layer(x + (bias + shift)[:, :, None, None])
+    assert far(gpu.group_norm(layer, x, False, bias, shift), truth) < 1e-6
+    assert far(gpu.group_norm(layer, x, True, bias), F.silu(layer(x + bias[:, None, None]))) < 1e-6
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_convolution_of_a_doubled_picture(
+    bias: bool, memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LINE", 8)
+    layer = nn.Conv2d(12, 70, 3, padding=1, bias=bias).to(memory_format=memory)  # type: ignore[call-overload]
+    for shape in ((2, 12, 5, 7), (1, 12, 1, 1)):
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        y = gpu.doubled_convolution(layer, x)
+        assert gpu.is_picture(y)
+        assert far(y, layer(F.interpolate(x, scale_factor=2.0))) < 1e-6
+
+
 @pytest.mark.parametrize("inner", [36, 1280])
 @torch.inference_mode()
 def test_rows(inner: int) -> None:
