@@ -1,7 +1,9 @@
 """The kernels for GPUs, by Triton's interpreter, where Triton is there. `make test-cuda` runs them on a GPU."""
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which nothing does before
 
@@ -14,6 +16,7 @@ pytest.importorskip("triton")
 
 from sfumato.nn import gpu
 from sfumato.nn.float8 import MOST, coarse_rows
+from sfumato.nn.layers import Conv2d, GroupNorm, doubled_convolution, normalised_convolution
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +115,26 @@ def test_convolution_of_a_doubled_picture(
         y = gpu.doubled_convolution(layer, x)
         assert gpu.is_picture(y)
         assert far(y, layer(F.interpolate(x, scale_factor=2.0))) < 1e-6
+
+
+@torch.inference_mode()
+def test_layers_that_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where somebody listens to one: what he hears is what it gives."""
+    conv, norm = Conv2d(12, 16, 3, padding=1), GroupNorm(4, 16)
+    randomise(norm)
+    x, shift = torch.randn(2, 12, 5, 7).contiguous(memory_format=torch.channels_last), torch.randn(2, 16)
+    ways: list[Callable[[], Tensor]] = [
+        partial(normalised_convolution, conv, norm, x, shift), partial(doubled_convolution, conv, x),
+    ]  # fmt: skip
+    truths, heard = [way() for way in ways], []
+    given = [conv(x, shift), truths[1]]
+    monkeypatch.setattr(gpu, "fuses", lambda x: True)
+    for way, truth, output in zip(ways, truths, given, strict=True):
+        assert 0 < far(way(), truth) < 1e-6
+        with conv.register_forward_hook(lambda *found: heard.append(found[-1])):
+            assert far(way(), truth) < 1e-6
+        assert far(heard.pop(), output) < 1e-6
+        assert not heard
 
 
 @pytest.mark.parametrize("inner", [36, 1280])
