@@ -144,8 +144,13 @@ def test_weights_multiply(weights: list[float]) -> None:
 @pytest.mark.parametrize("syntax", NAMES)
 @pytest.mark.parametrize("piece", ["(", "(a", "[", ")", ":", ": ", "<a:", "1", "a+", "\\", " ", "a:1", "((a)", "+-"])
 def test_time_is_linear(piece: str, syntax: Syntax) -> None:
+    """The best of some tries, since another program can make any one slow."""
     assert set(SYNTAXES) == set(NAMES)
     for text in (piece * (20_000 // len(piece)), ":" + piece * (20_000 // len(piece))):
-        start = time.process_time()
-        parse(text, syntax)
-        assert time.process_time() - start < 0.5
+        assert any(seconds(text, syntax) < 0.5 for _ in range(5))
+
+
+def seconds(text: str, syntax: Syntax) -> float:
+    start = time.process_time()
+    parse(text, syntax)
+    return time.process_time() - start
