@@ -214,6 +214,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
         key, _, name = joined.partition(".")
         if name not in parameters:
             raise CheckpointError(f"The optimiser's state is of another network: there is no parameter {name!r} here.")
+        if tensor.dim() == 0 and not tensor.is_floating_point():  # it was a number
+            optimizer.state[parameters[name]][key] = tensor.item()
+            continue
         # AdamW counts steps on the CPU, wherever its parameters are, unless it is fused.
         device = "cpu" if key == "step" and not optimizer.defaults.get("fused") else parameters[name].device
         optimizer.state[parameters[name]][key] = like(tensor.to(device), parameters[name])

@@ -189,6 +189,17 @@ def test_an_optimiser_resumes_bit_for_bit() -> None:
     assert all(a.equal(b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_number_that_an_optimiser_keeps_is_one_again() -> None:
+    network = nn.Linear(2, 2)
+    ours, theirs = (torch.optim.SGD(network.parameters(), 1e-2) for _ in range(2))
+    ours.state[network.weight] = {"step": 7, "moments": torch.ones(2, 2, dtype=torch.uint8)}
+    restore_optimizer(theirs, network, optimizer_tensors(ours, network))
+    found = theirs.state[network.weight]
+    assert isinstance(found["step"], int)
+    assert found["step"] == 7
+    assert found["moments"].dtype == torch.uint8
+
+
 def test_the_state_of_another_network_is_refused() -> None:
     network = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match=r"other\.weight"):
