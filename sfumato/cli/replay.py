@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -24,6 +24,8 @@ class Replay:
     """
 
     file: Annotated[Path, "a picture that sfumato drew"]
+    image: Annotated[str | None, "where the image is that it began from, if not where the recipe says"] = None
+    mask: Annotated[str | None, "where its mask is, if not where the recipe says"] = None
     loading: Loading = field(default_factory=Loading)
     verify: Annotated[bool, "compare the pixels and save nothing; exit code 1 where they differ"] = False
     output: Annotated[Path | None, "file to save as, or folder to save into; out/SEED-WORDS.png unless given"] = None
@@ -40,7 +42,8 @@ class Replay:
         if "grid" in old.recipe:
             raise RequestError(f"{self.file} is a grid of several pictures; replay one of them.")
         target = None if self.verify else naming.destination(self.output)
-        request = old.reading().request
+        given: dict[str, Any] = {k: v for k, v in (("image", self.image), ("mask", self.mask)) if v is not None}
+        request = replace(old.reading().request, **given)
         pipeline = loading_of(old.recipe, self.loading, f"the recipe in {self.file}").open()
         with bar("drawing", shown=not self.quiet and sys.stderr.isatty()) as on_step:
             (new,) = pipeline(request, on_step=on_step).pictures

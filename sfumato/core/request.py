@@ -17,7 +17,11 @@ class Request:
 
     prompt: Annotated[str, "what to draw; (x:1.3) weights, BREAK starts a new chunk; DiT: a class"] = ""
     negative_prompt: Annotated[str, "what to stay away from"] = ""
-    task: Annotated[str, "what kind of work this is"] = "text_to_image"
+    task: Annotated[str, "image_to_image where an image is given, inpaint where a mask is too; else"] = "text_to_image"
+    image: Annotated[str | None, "picture to begin from: a file or a data: URL"] = None
+    mask: Annotated[str | None, "picture, white where the image is painted anew, black where it stays"] = None
+    strength: Annotated[float | None, "0 to 1: share of the steps, and so how far from the image it may go"] = None
+    mask_blur: Annotated[int | None, "pixels over which what is painted melts into what stays"] = None
     width: Annotated[int | None, "pixels"] = None
     height: Annotated[int | None, "pixels"] = None
     count: Annotated[int, "pictures, with seeds seed, seed + 1, …"] = 1
@@ -51,6 +55,22 @@ class Request:
             raise RequestError(
                 f"The {name} has {len(getattr(self, name)):,} characters; the limit is {MAX_PROMPT:,}. Shorten it."
             )
+        if self.task == "text_to_image" and self.image is not None:
+            object.__setattr__(self, "task", "image_to_image" if self.mask is None else "inpaint")
+        for name, needed in (("mask", "image"), ("strength", "image"), ("mask_blur", "mask")):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                refuse(name, f"means something beside {needed} alone, and none is given")
+        for name in NEEDS.get(self.task, ()):
+            if getattr(self, name) is None:
+                refuse("task", f"needs {name}")
+        if self.task == "image_to_image" and self.mask is not None:
+            refuse("task", "has no use for a mask; inpaint has")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            refuse("strength", "must be above 0, and 1 at most")
+        if self.strength is not None and self.sigmas is not None:
+            refuse("strength", "the sigmas say by themselves where the run begins; leave one of them out")
+        if self.mask_blur is not None and not 0 <= self.mask_blur <= 1000:
+            refuse("mask_blur", "must be from 0 to 1000")
         for name in ("width", "height", "steps", "guidance_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -78,6 +98,9 @@ class Request:
             if len(self.sigmas) < 2 or not falling or not 0 <= self.sigmas[-1] <= self.sigmas[0] < inf:
                 refuse("sigmas", "must be at least two finite numbers, decreasing, the last 0 or more")
 
+
+NEEDS = {"image_to_image": ("image",), "inpaint": ("image", "mask")}
+"""Fields without which a task cannot be."""
 
 MAX_PROMPT = 20_000
 """Characters. A limit against requests that would run for hours, far above any prompt a person writes."""

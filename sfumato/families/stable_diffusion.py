@@ -120,8 +120,8 @@ LATENT = replace(
 )
 """The same recipe at any size: what one trains oneself."""
 
-SD1_INPAINT = replace(SD1, name="sd1-inpaint", title="Stable Diffusion 1 inpainting", tasks=())
-SD2_INPAINT = replace(SD2, name="sd2-inpaint", title="Stable Diffusion 2 inpainting", tasks=())
+SD1_INPAINT = replace(SD1, name="sd1-inpaint", title="Stable Diffusion 1 inpainting", tasks=("inpaint",))
+SD2_INPAINT = replace(SD2, name="sd2-inpaint", title="Stable Diffusion 2 inpainting", tasks=("inpaint",))
 SD2_DEPTH = replace(SD2, name="sd2-depth", title="Stable Diffusion 2 depth", tasks=())
 SD2_UPSCALE = replace(SD2, name="sd2-upscale", title="Stable Diffusion x4 upscaler", tasks=())
-SDXL_INPAINT = replace(SDXL, name="sdxl-inpaint", title="Stable Diffusion XL inpainting", tasks=())
+SDXL_INPAINT = replace(SDXL, name="sdxl-inpaint", title="Stable Diffusion XL inpainting", tasks=("inpaint",))

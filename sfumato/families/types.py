@@ -74,7 +74,7 @@ class Family:
     multiple: int = 8
     defaults: Mapping[str, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    tasks: tuple[str, ...] = ("text_to_image",)
+    tasks: tuple[str, ...] = ("text_to_image", "image_to_image", "inpaint")
     uses: tuple[str, ...] = ()
     rgb: tuple[tuple[float, float, float], ...] = ()
     denoiser: str = "unet"

@@ -66,24 +66,32 @@ def decode_safely(
     raise _damaged("finite latents")
 
 
-def encode_safely(autoencoder: CodecModule, x: Tensor) -> Encoding:
+def encode_whole(autoencoder: Codec, x: Tensor) -> Gaussian:
+    """All of it at once: the plain way."""
+    return autoencoder.encode(x)
+
+
+def encode_safely(
+    autoencoder: CodecModule, x: Tensor, encode: Callable[[Codec, Tensor], Gaussian] = encode_whole
+) -> Encoding:
     """Encode; where that overflows, encode again in float32 and say so.
 
     The autoencoder is left as it is: the second attempt works on a copy of it.
 
     Args:
         x: [B, 3, H, W] in [-1, 1].
+        encode: another way to encode with an autoencoder, such as ``tiling.encode_tiled``.
 
     Raises:
         NumericError: pictures that are not finite, or latents that are not even in float32.
     """
     if not x.isfinite().all():
         raise NumericError("The picture to be encoded contains NaN or infinity: it was damaged before it came here.")
-    latents = autoencoder.encode(x)
+    latents = encode(autoencoder, x)
     if latents.mean.isfinite().all():
         return Encoding(latents, None)
     if latents.mean.dtype != torch.float32:
-        again = deepcopy(autoencoder).float().encode(x.float())
+        again = encode(deepcopy(autoencoder).float(), x.float())
         if again.mean.isfinite().all():
             return Encoding(again, f"The autoencoder overflowed in {_name(latents.mean)}: encoded in float32.")
     raise _damaged("finite pictures")

@@ -2,5 +2,12 @@
 
 from sfumato.core.registry import Registry
 
-TASKS = Registry(kind="task", targets={"text_to_image": "sfumato.tasks.text_to_image:text_to_image"})
-"""What can be asked for; each is ``task(model, request, on_step, refiner)``."""
+TASKS = Registry(
+    kind="task",
+    targets={
+        "text_to_image": "sfumato.tasks.text_to_image:Drawing",
+        "image_to_image": "sfumato.tasks.image_to_image:Redrawing",
+        "inpaint": "sfumato.tasks.inpaint:Inpainting",
+    },
+)
+"""What can be asked for; each is a ``tasks.text_to_image.Drawing``."""

@@ -7,6 +7,7 @@ from typing import Any
 from sfumato.core.config import from_dict
 from sfumato.core.errors import ConfigError, RequestError, nearest
 from sfumato.core.request import Request
+from sfumato.tasks.given import as_text
 
 
 def _seeds(name: str, generator: Any, count: int) -> dict[str, Any]:
@@ -48,6 +49,10 @@ def _renamed(field: str) -> Callable[[str, Any, int], dict[str, Any]]:
     return lambda name, value, count: {field: value}
 
 
+def _picture(field: str) -> Callable[[str, Any, int], dict[str, Any]]:
+    return lambda name, value, count: {field: as_text(value, name)}
+
+
 def _only(allowed: Any, instead: str) -> Callable[[str, Any, int], dict[str, Any]]:
     def check(name: str, value: Any, count: int) -> dict[str, Any]:
         if value != allowed:
@@ -63,11 +68,15 @@ ALIASES: dict[str, Callable[[str, Any, int], dict[str, Any]]] = {
     "num_images_per_prompt": _renamed("count"),
     "generator": _seeds,
     "class_labels": _class,
+    "mask_image": _picture("mask"),
     "denoising_end": _renamed("refiner_start"),
     "output_type": _only("pil", "the result has .images (PIL), .pictures (with .pixels, uint8) and .latents"),
     "return_dict": _only(True, "the result is always an object with .images"),
 }
 """Names that only diffusers has, and what they are here. ``height``, ``negative_prompt``, ``eta`` … are the same."""
+
+READ = {**ALIASES, "image": _picture("image"), "mask": _picture("mask")}
+"""How an argument is read, where it is not a field's value as it is."""
 
 COUNTED_OTHERWISE = {
     "clip_skip": "counts from 0 in diffusers and from 1 here (1: no layer is left out)",
@@ -75,7 +84,7 @@ COUNTED_OTHERWISE = {
 }
 """Names that both have and mean differently; here they mean what ``Request`` says."""
 
-_IMAGE = "this draws from text alone"
+_IMAGE = "there is nothing here that it could be given to"
 _STATES = "text states cannot be put into a picture's recipe; give prompt, with weights if need be"
 _XL = "the size that XL is told is the size of the picture"
 REFUSED = {
@@ -84,8 +93,9 @@ REFUSED = {
     "prompt_2": "both text encoders are told the prompt", "negative_prompt_2": "both text encoders are told the same",
     "prompt_embeds": _STATES, "negative_prompt_embeds": _STATES,
     "pooled_prompt_embeds": _STATES, "negative_pooled_prompt_embeds": _STATES,
-    "image": _IMAGE, "mask_image": _IMAGE, "strength": _IMAGE, "denoising_start": _IMAGE, "control_image": _IMAGE,
-    "ip_adapter_image": _IMAGE, "ip_adapter_image_embeds": _IMAGE,
+    "denoising_start": "give strength, or sigmas", "padding_mask_crop": "give image and mask cropped to what matters",
+    "control_image": _IMAGE, "ip_adapter_image": _IMAGE, "ip_adapter_image_embeds": _IMAGE,
+    "masked_image_latents": "they are made of image and mask",
     "original_size": _XL, "target_size": _XL, "crops_coords_top_left": _XL, "negative_original_size": _XL,
     "negative_target_size": _XL, "negative_crops_coords_top_left": _XL,
     "callback_on_step_end": "give on_step, which is told after each answer of the network",
@@ -122,7 +132,7 @@ def request(arguments: Mapping[str, Any]) -> Request:
                 f"{name} {COUNTED_OTHERWISE[name]}, and {foreign[0]} is diffusers' name: which is meant? Say the "
                 "whole call in sfumato's names (steps, cfg_scale, count, seed)."
             )
-        for field, converted in (ALIASES[name](name, value, count) if name in ALIASES else {name: value}).items():
+        for field, converted in READ.get(name, _renamed(name))(name, value, count).items():
             if field in found:
                 raise RequestError(f"{name} says once more what {field} is; give one of them.")
             found[field] = converted

@@ -21,15 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.core.errors import CapacityError, RequestError
+from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
 from sfumato.engine.denoiser import Denoiser
 from sfumato.engine.driver import Cancelled, Driver, Job, OnStep, Progress
 from sfumato.engine.residence import USUAL
-from sfumato.engine.streams import Streams
 from sfumato.families.types import Model
+from sfumato.tasks import TASKS
 from sfumato.tasks.picture import Picture
-from sfumato.tasks.text_to_image import Drawing, Result
+from sfumato.tasks.text_to_image import Beginning, Drawing, Result
 
 
 class Moment(NamedTuple):
@@ -116,7 +116,7 @@ class _Place(NamedTuple):
     ticket: Ticket
     picture: int
     stage: int
-    streams: Streams
+    begun: Beginning
     rows: int
 
 
@@ -156,9 +156,8 @@ class Batcher:
         Raises:
             RequestError: it is not for this model. CapacityError: too many wait.
         """
-        if request.task != "text_to_image":
-            raise RequestError(f"task = {request.task!r}: only text_to_image is drawn together with other requests.")
-        ticket = Ticket(Drawing(self.model, request, self.refiner), on_moment)
+        drawing: Drawing = TASKS.get(request.task)(self.model, request, self.refiner)
+        ticket = Ticket(drawing, on_moment)
         with self._changed:
             if self._closing:
                 raise CapacityError("The batcher was closed.")
@@ -229,8 +228,8 @@ class Batcher:
         try:
             if not drawing.runs:
                 drawing.prepare()
-            x, streams = drawing.start([drawing.settled.seeds[picture]])
-            self._go_on(_Place(ticket, picture, -1, streams, len(drawing.settled.names)), x)
+            begun = drawing.begin([drawing.settled.seeds[picture]])
+            self._go_on(_Place(ticket, picture, -1, begun, len(drawing.settled.names)), begun.x)
         except Exception as problem:
             self._fail(ticket, problem)
 
@@ -242,7 +241,7 @@ class Batcher:
             self._drawn.append((place, place.ticket.drawing.end(x)))
             return
         shared = self._denoisers.setdefault(id(runs[stage].model), replace(runs[stage].denoiser(), rows=self.rows))
-        job = runs[stage].job(x, place.streams, place.ticket.hear(place.picture), shared)
+        job = runs[stage].job(x, place.begun, place.ticket.hear(place.picture), shared)
         self._working[job] = place._replace(stage=stage)
         self.driver.submit(job)
 

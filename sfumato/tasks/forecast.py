@@ -139,7 +139,7 @@ class Forecaster:
             at, sigmas = handover(self.settled, request.refiner_start), self.settled.sigmas
             self.ways = [(model, sigmas[: at + 1]), (refiner, sigmas[at:])]
         self._stages = cache(self._staged)
-        self.decoded = cache(self._decoded)
+        self.decoded, self.encoded = cache(self._decoded), cache(self._encoded)
 
     def _staged(self, plain: bool, growth: float | None) -> "list[_Stage]":
         """With layers that are plain or as they are; then packed."""
@@ -270,6 +270,16 @@ class Forecaster:
             yield self._phase("text encoding", 1, [work], held + kept + self._heap(work.peak, heap), loads)
             kept += work.kept
             heap = max(heap, work.peak)
+        if self.settled.given is not None:
+            work, tiles, canvas = self.encoded(stages[0], holding.tile)
+            read = 0 if "vae" in stages[0].packed else work.read
+            held = self._weights(holding, stages, stages[0], ["vae"], read, before)
+            before += read
+            times = 2 if self.settled.beside else 1
+            loads = self._loading(holding, work.read, times * tiles if holding.where == "layers" else 1)
+            peak = held + kept + self._heap(work.peak + canvas, heap)
+            yield self._phase("encoding", times * tiles, [work] * (times * tiles), peak, loads)
+            heap = max(heap, work.peak)
         pictures = len(self.settled.seeds)
         together = min(pictures, pictures_together(self.settled, holding.rows))
         runs = -(-pictures // together)
@@ -337,18 +347,36 @@ class Forecaster:
     def _decoded(self, stage: "_Stage", tile: int | None) -> tuple[Work, int, int]:
         """What one tile costs, how many there are to a picture, and bytes of what they are gathered in."""
         model, autoencoder = stage.model, stage.outlines[self.settled.decoder]
-        channels, height, width = self.settled.latent_shape
-        side = tile_of(model, self.settled.latent_shape, tile)
-        count, canvas = 1, 0
-        if side is not None:
-            overlap = side * OVERLAP // TILE
-            count = len([*spans(height, side, overlap)]) * len([*spans(width, side, overlap)])
-            canvas = 4 * (2 * 3 + 1) * height * width * model.latent.factor**2  # their sum, its quotient, the weights
-            height, width = min(height, side), min(width, side)
-        z = torch.empty(1, channels, height, width, dtype=model.dtype, device=META)
+        height, width, count = self._tiles(model, tile)
+        z = torch.empty(1, self.settled.latent_shape[0], height, width, dtype=model.dtype, device=META)
         decode = cast(Codec, autoencoder).decode
         _, work = trace(lambda: decode(z), [*weights(autoencoder), z], model.device.type)
-        return work, count, canvas
+        return work, count, self._canvas(3, model.latent.factor) if count > 1 else 0
+
+    def _encoded(self, stage: "_Stage", tile: int | None) -> tuple[Work, int, int]:
+        """The same of what the image is encoded in."""
+        model, autoencoder = stage.model, stage.outlines["vae"]
+        height, width, count = self._tiles(model, tile)
+        factor = model.latent.factor
+        x = torch.empty(1, 3, height * factor, width * factor, dtype=model.dtype, device=META)
+        encode = cast(Codec, autoencoder).encode
+        _, work = trace(lambda: encode(x).mean, [*weights(autoencoder), x], model.device.type)
+        return work, count, self._canvas(2 * self.settled.latent_shape[0], 1) if count > 1 else 0
+
+    def _tiles(self, model: Model, tile: int | None) -> tuple[int, int, int]:
+        """Height and width of the autoencoder's tiles in latent positions, and how many there are to a picture."""
+        height, width = self.settled.latent_shape[1:]
+        side = tile_of(model, self.settled.latent_shape, tile)
+        if side is None:
+            return height, width, 1
+        overlap = side * OVERLAP // TILE
+        count = len([*spans(height, side, overlap)]) * len([*spans(width, side, overlap)])
+        return min(height, side), min(width, side), count
+
+    def _canvas(self, channels: int, factor: int) -> int:
+        """Bytes of what tiles are gathered in: their sum, its quotient, the weights."""
+        height, width = self.settled.latent_shape[1:]
+        return 4 * (2 * channels + 1) * height * width * factor**2
 
 
 class _Stage:
@@ -426,8 +454,11 @@ class _Stage:
     def _steps(self, together: int) -> dict[Hashable, tuple[int, Work]]:
         """By what guidance wants and shortcuts do: how many answers the sampler asks for, and what one costs."""
         shape = (together, *self.settled.latent_shape)
+        beside = None
+        if self.settled.beside:
+            beside = torch.empty(together, self.settled.beside, *shape[2:], dtype=self.model.dtype, device=META)
         rows = {
-            name: row.map(lambda tensor: tensor.expand(together, *tensor.shape[1:]))
+            name: replace(row.map(lambda tensor: tensor.expand(together, *tensor.shape[1:])), concat=beside)
             for name, row in self._ready()[0].items()
         }
         network = self.ghost.network

@@ -164,22 +164,30 @@ class Picture:
             file.write(content)
 
     @staticmethod
-    def open(source: str | Path | bytes) -> "Picture":
+    def open(source: str | Path | bytes, where: str = "The picture") -> "Picture":
         """Read a PNG, JPEG or WebP, whatever its name, upright and as RGB (on white where it is transparent).
+
+        Args:
+            where: what to call bytes in messages.
 
         Raises:
             RequestError: no such file, or not one of these. CapacityError: too many bytes or pixels.
         """
-        if isinstance(source, bytes):
-            return _decode(source, "The picture")
-        path = Path(source)
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise CapacityError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read.")
-            content = path.read_bytes()
-        except OSError as problem:
-            raise RequestError(f"{path} cannot be read: {problem.strerror}.") from None
-        return _decode(content, str(path))
+        return _decode(source, where) if isinstance(source, bytes) else _decode(read_file(Path(source)), str(source))
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+        RequestError: no such file. CapacityError: too many bytes.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CapacityError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read.")
+        return path.read_bytes()
+    except OSError as problem:
+        raise RequestError(f"{path} cannot be read: {problem.strerror}.") from None
 
 
 def grid(pictures: Sequence[Picture], columns: int | None = None) -> Picture:

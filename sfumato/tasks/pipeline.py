@@ -20,7 +20,7 @@ from sfumato.families.load import open_model
 from sfumato.families.types import Model
 from sfumato.tasks import TASKS, aliases
 from sfumato.tasks.forecast import Forecaster, Growth
-from sfumato.tasks.text_to_image import Result
+from sfumato.tasks.text_to_image import Result, draw
 
 
 def load(
@@ -175,8 +175,7 @@ class Pipeline:
         self._adapt(request)
         if limit is None:
             self.make_ready(request)
-            result: Result = task(self.model, request, on_step, self.refiner)
-            return result
+            return draw(task, self.model, request, on_step, self.refiner)
         forecaster = self.forecaster(request)
         chosen = forecaster.fit(limit)
         holding = replace(chosen.holding, recorded=False)  # its memory was not counted
@@ -185,7 +184,7 @@ class Pipeline:
         if holding.growth is not None:
             self._pack(holding.growth, forecaster.shapes(holding), f"as much as {show_bytes(limit)} allow")
             self.is_ready = True
-        result = task(self.model, request, on_step, self.refiner, holding)
+        result = draw(task, self.model, request, on_step, self.refiner, holding)
         return replace(result, notes=[*result.notes, *chosen.notes()])
 
     def _adapt(self, request: Request) -> None:

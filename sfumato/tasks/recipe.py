@@ -8,6 +8,7 @@ from typing import Any
 from sfumato.core.config import to_dict
 from sfumato.core.version import VERSION
 from sfumato.families.types import TINY, Model
+from sfumato.tasks.given import told
 from sfumato.tasks.settle import Settled
 
 
@@ -15,11 +16,12 @@ def recipe(model: Model, settled: Settled, seed: int, refiner: Model | None = No
     """The recipe of one picture: a request for it alone, and all that its pixels depend on beside the request."""
     import torch
 
-    request = settled.request
+    request, given = settled.request, settled.given
     tiny = model.tiny if settled.decoder == TINY else None
     gpu = model.device.type == "cuda"
     return {
-        "request": {**to_dict(request), "seed": seed, "count": 1},
+        "request": {**to_dict(request), **(told(request, given) if given else {}), "seed": seed, "count": 1},
+        **({"given": dict(given.prints)} if given else {}),
         "model": identity(model),
         **({"refiner": identity(refiner)} if refiner is not None else {}),
         **({"loras": {str(a.wanted): {"sha256": a.sha256, "short": a.short} for a in model.adapters}}

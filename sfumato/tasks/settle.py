@@ -1,5 +1,6 @@
 """A request with its blanks filled in: what the user said, else what the checkpoint's files wish, else the family."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from sfumato.noise import SPACINGS
 from sfumato.sampling import resolve
 from sfumato.sampling.diffusers_config import from_diffusers
 from sfumato.sampling.plan import Plan
+from sfumato.tasks.given import Given, brought, frame, size_for
 
 AUTOMATIC = "automatic"
 """A1111's word for the spacing that comes with the sampler."""
@@ -39,6 +41,8 @@ class Settled:
         guidance: what is asked at each sigma.
         names: the conditionings that are wanted at any of them.
         modes: the lossy modes.
+        given: the pictures that the request brings along.
+        beside: channels that the network wants beside the latents: a mask and what it leaves of the image.
     """
 
     request: Request
@@ -50,6 +54,8 @@ class Settled:
     guidance: Guidance
     names: tuple[str, ...]
     modes: tuple[Lossy, ...] = ()
+    given: Given | None = None
+    beside: int = 0
 
     def shortcuts(self) -> tuple[Shortcut, ...]:
         """Those of the lossy modes, new ones for one job."""
@@ -79,7 +85,11 @@ def settle(request: Request, model: Model) -> Settled:
             f"steps = {request.steps}, and there are {len(request.sigmas)} sigmas, which are {len(request.sigmas) - 1} "
             "steps: leave steps out."
         )
-    blanks = {**family.defaults, "width": model.size, "height": model.size, "seed": secrets.randbits(32)}
+    files = brought(request)
+    sides: dict[str, Any] = {"width": model.size, "height": model.size}
+    if files:
+        sides = size_for(request, files["image"].picture, model.size, model.multiple)
+    blanks = {**family.defaults, **defaults(request), **sides, "seed": secrets.randbits(32)}
     request = replace(request, **{name: value for name, value in blanks.items() if getattr(request, name) is None})
     assert request.width is not None  # these were blanks, and are filled
     assert request.height is not None
@@ -100,7 +110,8 @@ def settle(request: Request, model: Model) -> Settled:
         )
 
     plan = plan_for(request, model)
-    sigmas = list(request.sigmas) if request.sigmas is not None else plan.sigmas(request.steps)
+    whole = list(request.sigmas) if request.sigmas is not None else plan.sigmas(request.steps)
+    sigmas = whole if request.strength is None else whole[-1 - last_steps(len(whole) - 1, request.strength) :]
     wishes = {
         "guidance_rescale": request.guidance_rescale, "guidance_interval": request.guidance_interval,
         "guidance_channels": request.guidance_channels, "dynamic_threshold": request.dynamic_threshold,
@@ -117,7 +128,7 @@ def settle(request: Request, model: Model) -> Settled:
     factor = model.latent.factor
     return Settled(
         request=replace(
-            request, sampler=plan.sampler, spacing=plan.spacing, steps=len(sigmas) - 1, lossy=tuple(map(str, modes))
+            request, sampler=plan.sampler, spacing=plan.spacing, steps=len(whole) - 1, lossy=tuple(map(str, modes))
         ),
         seeds=[(request.seed + i) % 2**64 for i in range(request.count)],
         latent_shape=(model.latent.channels, request.height // factor, request.width // factor),
@@ -127,7 +138,46 @@ def settle(request: Request, model: Model) -> Settled:
         guidance=guide,
         names=tuple(name for name in ("positive", "negative") if name in wanted),
         modes=modes,
+        given=frame(request, files) if files else None,
+        beside=channels_beside(request, model),
     )
+
+
+def defaults(request: Request) -> dict[str, Any]:
+    """What a task fills blanks with; where sigmas are given, they say how much is done of an image."""
+    strength = {"image_to_image": 0.75, "inpaint": 1.0}.get(request.task) if request.sigmas is None else None
+    return {"strength": strength, "mask_blur": 4 if request.task == "inpaint" else None}
+
+
+def last_steps(steps: int, strength: float) -> int:
+    """How many of the steps are done, the last ones, where an image is given.
+
+    Raises:
+        RequestError: none.
+    """
+    last = min(int(steps * strength), steps)
+    if last < 1:
+        raise RequestError(
+            f"strength = {strength} of {steps} steps is less than one step, which would leave the image as it is; take "
+            f"more steps, or a strength of {math.ceil(1000 / steps) / 1000} at least."
+        )
+    return last
+
+
+def channels_beside(request: Request, model: Model) -> int:
+    """How many channels the network is given beside the latents: none, or a mask and the latents of what it leaves.
+
+    Raises:
+        RequestError: it is a network for something else.
+    """
+    channels = getattr(getattr(model.network, "config", None), "in_channels", model.latent.channels)
+    beside: int = channels - model.latent.channels
+    if beside and (request.task != "inpaint" or beside != model.latent.channels + 1):
+        raise RequestError(
+            f"The denoiser takes {channels} channels, {beside} of them beside the latents; {request.task} has nothing "
+            "for them."
+        )
+    return beside
 
 
 def _listed(adapters: Sequence[Wanted]) -> str:

@@ -1,9 +1,9 @@
-"""Text to image: a Request becomes Pictures."""
+"""Text to image: a Request becomes Pictures. What is common to all tasks is here."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from sfumato.engine.streams import Streams
 from sfumato.engine.timetable import Timetable
 from sfumato.families.types import Model, Prompts
 from sfumato.nn.conditioning import Conditioning
+from sfumato.sampling.types import Sampler
 from sfumato.tasks.picture import Picture
 from sfumato.tasks.recipe import recipe
-from sfumato.tasks.settle import Settled, plan_for, settle
+from sfumato.tasks.settle import Settled, channels_beside, plan_for, settle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,14 +53,23 @@ class Result:
         return [picture.image for picture in self.pictures]
 
 
-@torch.inference_mode()
 def text_to_image(
     model: Model, request: Request, on_step: OnStep | None = None, refiner: Model | None = None,
     holding: Holding = USUAL,
 ) -> Result:
+    """Draw what a request describes; see ``draw``."""
+    return draw(Drawing, model, request, on_step, refiner, holding)
+
+
+@torch.inference_mode()
+def draw(
+    task: "type[Drawing]", model: Model, request: Request, on_step: OnStep | None = None,
+    refiner: Model | None = None, holding: Holding = USUAL,
+) -> Result:
     """Draw what a request describes.
 
     Args:
+        task: one of ``tasks.TASKS``.
         on_step: told after each answer of the network; may raise ``Cancelled``.
         refiner: takes over from ``request.refiner_start`` of the schedule on.
         holding: where the parts rest, how many rows share a forward, in what tiles the decoder works.
@@ -68,7 +78,7 @@ def text_to_image(
         RequestError: the request is not for this model.
         NumericError: the network or the autoencoder gave NaN or infinity.
     """
-    drawing = Drawing(model, request, refiner, holding)
+    drawing = task(model, request, refiner, holding)
     drawing.prepare()
     seeds = drawing.settled.seeds
     together = pictures_together(drawing.settled, holding.rows)
@@ -76,6 +86,23 @@ def text_to_image(
         drawing.draw(seeds[i : i + together], on_step) for i in range(0, len(seeds), together)
     ])  # [n, C, h, w]
     return drawing.result(*drawing.decode(latents, seeds), latents)
+
+
+class Beginning(NamedTuple):
+    """Where some pictures begin.
+
+    Attributes:
+        x: [n, C, h, w] in the variance-exploding frame, at the first sigma.
+        streams: of what is drawn later.
+        keep: makes of a sampler, and the sigma where it ends, one that leaves part of the pictures as it is; for
+            networks that are not given
+        beside: [n, C', h, w], channels beside x.
+    """
+
+    x: Tensor
+    streams: Streams
+    keep: Callable[[Sampler, float], Sampler] | None = None
+    beside: Tensor | None = None
 
 
 class Drawing:
@@ -100,14 +127,21 @@ class Drawing:
         self.runs: list[Run] = []
 
     def prepare(self) -> None:
-        """Encode the prompts."""
+        """Encode what the request holds."""
         self.runs = [Run(stage, self.settled, sigmas, self.keeper, self.records) for stage, sigmas in self.stages]
 
-    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Streams]:
-        """The noise [n, C, h, w] from which these pictures begin, and the streams of what is drawn later."""
-        first = self.runs[0]
-        streams = Streams(seeds, self.settled.latent_shape, first.model.device, self.settled.request.noise)
-        return streams() * first.plan.initial_scale(self.settled.sigmas[0]), streams
+    def begin(self, seeds: Sequence[int]) -> Beginning:
+        """Where the pictures with these seeds begin: at noise."""
+        streams = self.streams(seeds)
+        return Beginning(streams() * self.noise_scale(), streams)
+
+    def streams(self, seeds: Sequence[int]) -> Streams:
+        """The noise of these pictures."""
+        return Streams(seeds, self.settled.latent_shape, self.model.device, self.settled.request.noise)
+
+    def noise_scale(self) -> float:
+        """What noise is multiplied with where nothing but noise is at the first sigma."""
+        return self.runs[0].plan.initial_scale(self.settled.sigmas[0])
 
     def end(self, x: Tensor) -> Tensor:
         """What the last sampler gave, in the diffusion model's own scale."""
@@ -115,10 +149,11 @@ class Drawing:
 
     def draw(self, seeds: Sequence[int], on_step: OnStep | None = None) -> Tensor:
         """From noise to latents [n, C, h, w] of the pictures with these seeds."""
-        x, streams = self.start(seeds)
+        begun = self.begin(seeds)
+        x = begun.x
         for stage in self.runs:
             if len(stage.sigmas) > 1:
-                [x] = run([stage.job(x, streams, on_step)])
+                [x] = run([stage.job(x, begun, on_step)])
         return self.end(x)
 
     def decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[list[Picture], list[str]]:
@@ -138,7 +173,8 @@ class Drawing:
         merged = [applied.note() for applied in self.model.adapters]
         slow = [run.network.note for run in self.runs if isinstance(run.network, Recorded) and run.network.note]
         told = (*(p.notes for p in prompts), warnings, slow)
-        said = (self.model.notes, merged, counted, lossy.notes(self.settled.modes), *told)
+        brought = self.settled.given.notes if self.settled.given else ()
+        said = (self.model.notes, merged, brought, counted, lossy.notes(self.settled.modes), *told)
         notes = dict.fromkeys(note for part in said for note in part)
         return Result(pictures, latents, tokens, list(notes), time.perf_counter() - self.started)
 
@@ -186,20 +222,26 @@ class Run:
         return Denoiser(self.network, self.model.device, self.model.dtype)
 
     def job(
-        self, x: Tensor, streams: Streams, on_step: OnStep | None, shared: Denoiser | None = None
+        self, x: Tensor, begun: Beginning, on_step: OnStep | None, shared: Denoiser | None = None
     ) -> Job:
         """From x, at the first of the sigmas, to the last.
 
         Args:
+            begun: what there is beside x.
             shared: the denoiser of another run of this model; jobs of one denoiser share its forwards.
         """
         own = self.denoiser()
         denoiser = shared or own
+        given = channels_beside(self.settled.request, self.model) > 0
+        beside = begun.beside.to(self.model.dtype) if given and begun.beside is not None else None
         rows = {
-            name: conditioning.map(lambda row: row.expand(len(x), *row.shape[1:]))
+            name: replace(conditioning.map(lambda row: row.expand(len(x), *row.shape[1:])), concat=beside)
             for name, conditioning in self.conditionings.items()
         }
-        sampler = self.plan.start(x, self.sigmas, streams, **self.settled.options)
+        sampler = self.plan.start(x, self.sigmas, begun.streams, **self.settled.options)
+        if begun.keep is not None and not given:
+            last = self.sigmas[-1] == self.settled.sigmas[-1]
+            sampler = begun.keep(sampler, 0.0 if last else self.sigmas[-1])
         return Job(
             sampler, self.sigmas, denoiser, self.plan, self.settled.guidance, rows, on_step, self.timetable,
             self.settled.shortcuts(),

@@ -13,7 +13,7 @@ from sfumato.engine.driver import run
 from sfumato.engine.streams import Streams
 from sfumato.families.types import Model
 from sfumato.tasks.settle import settle
-from sfumato.tasks.text_to_image import Run
+from sfumato.tasks.text_to_image import Beginning, Run
 
 TOGETHER = 32
 
@@ -35,7 +35,7 @@ def draw(model: Model, requests: Sequence[Request]) -> Tensor:
             shared = shared or replace(made.denoiser(), rows=2 * TOGETHER)
             streams = Streams(settled.seeds, settled.latent_shape, model.device, settled.request.noise)
             x = streams() * made.plan.initial_scale(settled.sigmas[0])
-            jobs.append(made.job(x, streams, None, shared))
+            jobs.append(made.job(x, Beginning(x, streams), None, shared))
             scales.append(made.plan.final_scale(settled.sigmas[-1]))
         latents = torch.cat([x * scale for x, scale in zip(run(jobs), scales, strict=True)])
         pictures.append(decode(model, latents)[0])

@@ -1,0 +1,180 @@
+"""The pictures that a request brings along, framed as the model draws."""
+
+import base64
+import binascii
+import hashlib
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+
+from sfumato.core.errors import RequestError
+from sfumato.core.request import Request
+from sfumato.tasks.picture import Picture, read_file
+
+DATA = "data:"
+FINGERPRINT = "sha256:"
+USUAL = 1.5
+"""Sides of images that a model draws well, in sides of those that it was made for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """An image, and what of it is painted anew, in the size of what is drawn.
+
+    Attributes:
+        image: [width x height], RGB.
+        mask: [width x height], grey, white where it is painted; None: everywhere.
+        blur: pixels, see ``Request.mask_blur``.
+        prints: SHA-256 of their files, by the names of the request's fields.
+        notes: what was done to them.
+    """
+
+    image: Image.Image
+    mask: Image.Image | None
+    blur: int
+    prints: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """[1, 3, H, W] in [-1, 1]."""
+        return _tensor(self.image).permute(2, 0, 1)[None] / 127.5 - 1.0
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """The same, grey where it is painted."""
+        return self.pixels * (self._painted == 0)
+
+    def latent_mask(self, factor: int) -> Tensor:
+        """[1, 1, H / factor, W / factor], 1 where any of its pixels is painted, else 0."""
+        return torch.nn.functional.max_pool2d(self._painted, factor)
+
+    @property
+    def _painted(self) -> Tensor:
+        assert self.mask is not None
+        return (_tensor(self.mask)[None, None] >= 127.5).float()
+
+    def onto(self, drawn: Picture) -> Picture:
+        """What was drawn where it was to be, on the image as it was; they melt into each other at the edge."""
+        assert self.mask is not None
+        soft = self.mask.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else self.mask
+        return Picture(Image.composite(drawn.image, self.image, soft), drawn.recipe)
+
+
+class File(NamedTuple):
+    """A picture that was brought along."""
+
+    picture: Picture
+    sha256: str
+
+
+def brought(request: Request) -> dict[str, File]:
+    """What a request brings along, by the names of its fields.
+
+    Raises:
+        RequestError: no such file, or no picture. CapacityError: too large.
+    """
+    texts = {name: getattr(request, name) for name in ("image", "mask")}
+    return {name: _read(text, name) for name, text in texts.items() if text is not None}
+
+
+def size_for(request: Request, image: Picture, side: int, multiple: int) -> dict[str, int]:
+    """Width and height where the request leaves them open: the image's, or its proportions at the model's size.
+
+    Args:
+        side: of the squares that the model draws. ``USUAL`` times as much is drawn unasked, if the image is so large.
+    """
+    width, height = image.image.size
+    scale = side / math.sqrt(width * height)
+    scale = 1.0 if scale * USUAL >= 1.0 else scale
+    if request.width is not None:
+        scale = request.width / width
+    elif request.height is not None:
+        scale = request.height / height
+    whole = (max(math.floor(n * scale / multiple + 1e-6), 1) * multiple for n in (width, height))
+    return dict(zip(("width", "height"), whole, strict=True))
+
+
+def frame(request: Request, files: Mapping[str, File]) -> Given:
+    """Scale and crop what a settled request brings along to what it draws.
+
+    Raises:
+        RequestError: a mask with nothing white.
+    """
+    assert request.width is not None
+    assert request.height is not None
+    size, image = (request.width, request.height), files["image"].picture.image
+    notes = [f"The {name}: {note}" for name, file in files.items() for note in file.picture.notes]
+    if image.size != size:
+        cut = abs(image.width * size[1] - image.height * size[0]) >= max(image.size)
+        notes.append(
+            f"The image of {image.width} x {image.height} pixels was scaled to {size[0]} x {size[1]}"
+            f"{', and what stood over was cut off' if cut else ''}."
+        )
+    mask = None
+    if "mask" in files:
+        mask = files["mask"].picture.image.convert("L")
+        if mask.size != image.size:
+            notes.append(f"The mask of {mask.width} x {mask.height} pixels was scaled to the image.")
+            mask = mask.resize(image.size, Image.Resampling.BILINEAR)
+        mask = ImageOps.fit(mask, size, Image.Resampling.BILINEAR)
+        if np.asarray(mask).max() < 128:
+            raise RequestError("The mask is black everywhere, so nothing would be painted: white is where it is.")
+    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    prints = {name: file.sha256 for name, file in files.items()}
+    return Given(fitted, mask, request.mask_blur or 0, prints, tuple(notes))
+
+
+def _read(text: str, name: str) -> File:
+    if text.startswith(FINGERPRINT):
+        raise RequestError(f"This {name} was no file, and only its fingerprint is known: give the picture itself.")
+    content = _decoded(text, name) if text.startswith(DATA) else read_file(Path(text))
+    return File(Picture.open(content, name if text.startswith(DATA) else text), hashlib.sha256(content).hexdigest())
+
+
+def _decoded(text: str, name: str) -> bytes:
+    kind, _, rest = text.partition(",")
+    try:
+        if not kind.endswith(";base64"):
+            raise ValueError("it is not base64")
+        return base64.b64decode(rest, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise RequestError(f"{name} is a data: URL that cannot be read: {problem}.") from None
+
+
+def as_text(value: Any, name: str) -> str:
+    """What the field of a request holds for a file's name, a ``PIL.Image.Image`` or a ``Picture``."""
+    if isinstance(value, str | Path):
+        return str(value)
+    image = value.image if isinstance(value, Picture) else value
+    if not isinstance(image, Image.Image):
+        raise RequestError(
+            f"{name} = {value!r}: expected one picture, as a file's name, a PIL.Image.Image or a Picture."
+        )
+    target = io.BytesIO()
+    try:
+        image.save(target, "PNG", compress_level=1)
+    except OSError:  # a mode that PNG has not, such as CMYK
+        image.convert("RGB").save(target, "PNG", compress_level=1)
+    return f"{DATA}image/png;base64,{base64.b64encode(target.getvalue()).decode()}"
+
+
+def told(request: Request, given: Given) -> dict[str, str]:
+    """What a recipe holds in the request's fields: the names of files, and fingerprints of what was none."""
+    return {
+        name: FINGERPRINT + sha256 if getattr(request, name).startswith(DATA) else getattr(request, name)
+        for name, sha256 in given.prints.items()
+    }
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).float()
