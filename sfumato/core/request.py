@@ -17,11 +17,13 @@ class Request:
 
     prompt: Annotated[str, "what to draw; (x:1.3) weights, BREAK starts a new chunk; DiT: a class"] = ""
     negative_prompt: Annotated[str, "what to stay away from"] = ""
-    task: Annotated[str, "image_to_image where an image is given, inpaint where a mask is too; else"] = "text_to_image"
+    task: Annotated[str, "what the pictures that are given tell, unless it is upscale; without any"] = "text_to_image"
     image: Annotated[str | None, "picture to begin from: a file or a data: URL"] = None
-    mask: Annotated[str | None, "picture, white where the image is painted anew, black where it stays"] = None
+    mask: Annotated[str | None, "inpaint: picture, white where the image is painted anew, black where it stays"] = None
+    depth: Annotated[str | None, "depth_to_image: picture, the whiter the nearer"] = None
     strength: Annotated[float | None, "0 to 1: share of the steps, and so how far from the image it may go"] = None
     mask_blur: Annotated[int | None, "pixels over which what is painted melts into what stays"] = None
+    noise_level: Annotated[int | None, "upscale: how noisy the image is made first; more invents more"] = None
     width: Annotated[int | None, "pixels"] = None
     height: Annotated[int | None, "pixels"] = None
     count: Annotated[int, "pictures, with seeds seed, seed + 1, …"] = 1
@@ -48,7 +50,8 @@ class Request:
 
     def __post_init__(self) -> None:
         def refuse(name: str, rule: str) -> None:
-            raise RequestError(f"{name} = {getattr(self, name)!r}: {rule}.")
+            shown = repr(getattr(self, name))
+            raise RequestError(f"{name} = {shown if len(shown) <= 100 else shown[:100] + '…'}: {rule}.")
 
         if len(self.prompt) > MAX_PROMPT or len(self.negative_prompt) > MAX_PROMPT:
             name = "prompt" if len(self.prompt) > MAX_PROMPT else "negative_prompt"
@@ -56,21 +59,23 @@ class Request:
                 f"The {name} has {len(getattr(self, name)):,} characters; the limit is {MAX_PROMPT:,}. Shorten it."
             )
         if self.task == "text_to_image" and self.image is not None:
-            object.__setattr__(self, "task", "image_to_image" if self.mask is None else "inpaint")
-        for name, needed in (("mask", "image"), ("strength", "image"), ("mask_blur", "mask")):
-            if getattr(self, name) is not None and getattr(self, needed) is None:
-                refuse(name, f"means something beside {needed} alone, and none is given")
-        for name in NEEDS.get(self.task, ()):
+            kind = "inpaint" if self.mask is not None else "image_to_image"
+            object.__setattr__(self, "task", kind if self.depth is None else "depth_to_image")
+        needed, more = GIVEN.get(self.task, ((), ()))
+        for name in needed:
             if getattr(self, name) is None:
                 refuse("task", f"needs {name}")
-        if self.task == "image_to_image" and self.mask is not None:
-            refuse("task", "has no use for a mask; inpaint has")
+        for name in ("image", "mask", "depth", "strength", "mask_blur", "noise_level"):
+            if getattr(self, name) is not None and name not in (*needed, *more):
+                refuse(name, f"means nothing to {self.task}")
         if self.strength is not None and not 0 < self.strength <= 1:
             refuse("strength", "must be above 0, and 1 at most")
         if self.strength is not None and self.sigmas is not None:
             refuse("strength", "the sigmas say by themselves where the run begins; leave one of them out")
         if self.mask_blur is not None and not 0 <= self.mask_blur <= 1000:
             refuse("mask_blur", "must be from 0 to 1000")
+        if self.noise_level is not None and not 0 <= self.noise_level <= 350:
+            refuse("noise_level", "must be from 0 to 350, which is what upscalers were trained on")
         for name in ("width", "height", "steps", "guidance_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -99,8 +104,13 @@ class Request:
                 refuse("sigmas", "must be at least two finite numbers, decreasing, the last 0 or more")
 
 
-NEEDS = {"image_to_image": ("image",), "inpaint": ("image", "mask")}
-"""Fields without which a task cannot be."""
+GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "image_to_image": (("image",), ("strength",)),
+    "inpaint": (("image", "mask"), ("strength", "mask_blur")),
+    "depth_to_image": (("image", "depth"), ("strength",)),
+    "upscale": (("image",), ("noise_level",)),
+}
+"""Fields without which a task cannot be, and those that mean something to it; to any other they mean nothing."""
 
 MAX_PROMPT = 20_000
 """Characters. A limit against requests that would run for hours, far above any prompt a person writes."""

@@ -28,14 +28,19 @@ class Streams:
         # torch takes seeds below 2^64 as they are.
         self.generators = [torch.Generator().manual_seed(s) for s in self.seeds] if kind == "torch" else []
 
-    def __call__(self) -> Tensor:
-        """The next draw of every stream."""
+    def __call__(self, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The next draw of every stream.
+
+        Args:
+            shape: of one picture's draw, (C, H, W), if it is another than usual.
+        """
+        shape = shape or self.shape
         if self.kind == "torch":
-            drawn = [torch.randn((1, *self.shape), generator=g) for g in self.generators]
+            drawn = [torch.randn((1, *shape), generator=g) for g in self.generators]
         else:
-            count = torch.Size(self.shape).numel()
+            count = torch.Size(shape).numel()
             drawn = [
-                torch.from_numpy(rng.normal(seed, count, self.draws)).float().reshape(1, *self.shape)
+                torch.from_numpy(rng.normal(seed, count, self.draws)).float().reshape(1, *shape)
                 for seed in self.seeds
             ]
         self.draws += 1

@@ -1,7 +1,7 @@
 """A name becomes a Model: what it is, which family, on which device, in which precision."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,9 @@ from sfumato.core.errors import CheckpointError, RequestError
 from sfumato.families import FAMILIES
 from sfumato.families.autoencoders import read_autoencoder, read_tiny
 from sfumato.families.single_file import OPENCLIP_PAD, recognise, scheduler_of
+from sfumato.families.stable_diffusion import UPSCALER_BETAS
 from sfumato.families.types import TINY, Family, LatentFormat, Model
-from sfumato.models.autoencoder import SD_VAE, AutoencoderConfig
+from sfumato.models.autoencoder import SD_VAE, X4_UPSCALER_VAE, AutoencoderConfig
 from sfumato.text import tokenizer
 from sfumato.text.tokenizer import ClipTokenizer
 
@@ -83,6 +84,7 @@ def open_model(
         tiny=None if vae_tiny is None else (str(vae_tiny), cache(lambda: digest({TINY: small}))),
         size=sample * latent.factor if sample else chosen.size,
         options=found.options,
+        low_resolution=found.low_resolution or {"_class_name": "DDPMScheduler", **UPSCALER_BETAS},
         device=place,
         dtype=precision,
         notes=[f"{chosen.title}, {str(precision).removeprefix('torch.')} on {describe(place)}."],
@@ -100,6 +102,7 @@ class Found:
     Attributes:
         scheduler: as scheduler_config.json has it.
         options: plain values of model_index.json.
+        low_resolution: an upscaler's other scheduler_config.json.
         file: that holds it all; None: it is a folder.
     """
 
@@ -109,6 +112,7 @@ class Found:
     scheduler: Mapping[str, Any]
     options: Mapping[str, Any]
     file: Path | None = None
+    low_resolution: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(
@@ -133,6 +137,7 @@ def in_folder(path: Path, variant: str | None, family: str | None) -> Found:
         {name: tokenizer.load(place) for name, place in folder.tokenizers.items()},
         folder.schedulers.get("scheduler", chosen.scheduler),
         folder.options,
+        low_resolution=folder.schedulers.get("low_res_scheduler", {}),
     )
 
 
@@ -210,7 +215,8 @@ def check_latents(family: Family, parts: Mapping[str, Part]) -> None:
             f"{parts['vae'].where}: its latents have {config.latent_channels} channels, the denoiser's {channels}. "
             "It is the autoencoder of another model."
         )
-    expected = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}.get(family.name.split("-")[0])
+    scales = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "sd2-upscale": X4_UPSCALER_VAE.scaling_factor}
+    expected = scales.get(family.name, scales.get(family.name.split("-")[0]))
     full = isinstance(config, AutoencoderConfig)  # tiny ones speak the denoiser's own scale
     if full and expected is not None and abs(config.scaling_factor - expected) > 1e-6:
         known = {0.18215: "Stable Diffusion 1 and 2", 0.13025: "Stable Diffusion XL"}.get(config.scaling_factor)

@@ -48,6 +48,13 @@ def condition_sd(model: Model, request: Request, names: Sequence[str]) -> Prompt
     return Prompts(rows, dict(zip(names, found.tokens, strict=True)), found.warnings)
 
 
+def condition_upscaler(model: Model, request: Request, names: Sequence[str]) -> Prompts:
+    """The prompt, and how noisy the small picture is."""
+    assert request.noise_level is not None  # the request was settled
+    found, level = condition_sd(model, request, names), torch.tensor([request.noise_level])
+    return found._replace(conditionings={name: replace(c, labels=level) for name, c in found.conditionings.items()})
+
+
 def condition_xl(model: Model, request: Request, names: Sequence[str]) -> Prompts:
     """Two encoders' last but one layers side by side, the second one's pooled text, and the picture's size and crop.
 
@@ -99,6 +106,9 @@ def _with_sizes(
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 """Every Stable Diffusion up to XL was trained on this schedule."""
 
+UPSCALER_BETAS = {**BETAS, "beta_start": 0.0001, "beta_end": 0.02}
+"""The upscaler's, of its latents and of the small picture alike."""
+
 SD1 = Family(
     name="sd1", title="Stable Diffusion 1", size=512, condition=condition_sd, rgb=SD_RGB, uses=("clip_skip",),
     defaults={"steps": 30, "cfg_scale": 7.5},
@@ -122,6 +132,11 @@ LATENT = replace(
 
 SD1_INPAINT = replace(SD1, name="sd1-inpaint", title="Stable Diffusion 1 inpainting", tasks=("inpaint",))
 SD2_INPAINT = replace(SD2, name="sd2-inpaint", title="Stable Diffusion 2 inpainting", tasks=("inpaint",))
-SD2_DEPTH = replace(SD2, name="sd2-depth", title="Stable Diffusion 2 depth", tasks=())
-SD2_UPSCALE = replace(SD2, name="sd2-upscale", title="Stable Diffusion x4 upscaler", tasks=())
+SD2_DEPTH = replace(SD2, name="sd2-depth", title="Stable Diffusion 2 depth", tasks=("depth_to_image",))
+SD2_UPSCALE = replace(
+    SD2, name="sd2-upscale", title="Stable Diffusion x4 upscaler", tasks=("upscale",), multiple=4, rgb=(),
+    condition=condition_upscaler, defaults={"steps": 50, "cfg_scale": 9.0},
+    scheduler={"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+               "prediction_type": "v_prediction", **UPSCALER_BETAS},
+)  # fmt: skip
 SDXL_INPAINT = replace(SDXL, name="sdxl-inpaint", title="Stable Diffusion XL inpainting", tasks=("inpaint",))

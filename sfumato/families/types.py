@@ -124,6 +124,7 @@ class Model:
             a part's weights takes its entry out.
         whole: what all parts were read from in the beginning.
         adapters: what is merged into the parts; see ``families.adapt``.
+        low_resolution: how an upscaler's small picture is made noisy, as a scheduler_config.json says it.
         packed: parts whose layers were replaced, with the same result; from their files they come plain.
     """
 
@@ -145,6 +146,7 @@ class Model:
     files: dict[str, Part] = field(default_factory=dict)
     whole: Mapping[str, Part] = field(default_factory=dict)
     adapters: tuple[Applied, ...] = ()
+    low_resolution: Mapping[str, Any] = field(default_factory=dict)
     packed: set[str] = field(default_factory=set)
 
     @property

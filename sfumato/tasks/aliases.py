@@ -75,7 +75,7 @@ ALIASES: dict[str, Callable[[str, Any, int], dict[str, Any]]] = {
 }
 """Names that only diffusers has, and what they are here. ``height``, ``negative_prompt``, ``eta`` … are the same."""
 
-READ = {**ALIASES, "image": _picture("image"), "mask": _picture("mask")}
+READ = {**ALIASES, **{name: _picture(name) for name in ("image", "mask", "depth")}}
 """How an argument is read, where it is not a field's value as it is."""
 
 COUNTED_OTHERWISE = {
@@ -95,7 +95,7 @@ REFUSED = {
     "pooled_prompt_embeds": _STATES, "negative_pooled_prompt_embeds": _STATES,
     "denoising_start": "give strength, or sigmas", "padding_mask_crop": "give image and mask cropped to what matters",
     "control_image": _IMAGE, "ip_adapter_image": _IMAGE, "ip_adapter_image_embeds": _IMAGE,
-    "masked_image_latents": "they are made of image and mask",
+    "masked_image_latents": "they are made of image and mask", "depth_map": "give depth, a picture",
     "original_size": _XL, "target_size": _XL, "crops_coords_top_left": _XL, "negative_original_size": _XL,
     "negative_target_size": _XL, "negative_crops_coords_top_left": _XL,
     "callback_on_step_end": "give on_step, which is told after each answer of the network",

@@ -270,12 +270,12 @@ class Forecaster:
             yield self._phase("text encoding", 1, [work], held + kept + self._heap(work.peak, heap), loads)
             kept += work.kept
             heap = max(heap, work.peak)
-        if self.settled.given is not None:
+        if self.settled.encodings:
             work, tiles, canvas = self.encoded(stages[0], holding.tile)
             read = 0 if "vae" in stages[0].packed else work.read
             held = self._weights(holding, stages, stages[0], ["vae"], read, before)
             before += read
-            times = 2 if self.settled.beside else 1
+            times = self.settled.encodings
             loads = self._loading(holding, work.read, times * tiles if holding.where == "layers" else 1)
             peak = held + kept + self._heap(work.peak + canvas, heap)
             yield self._phase("encoding", times * tiles, [work] * (times * tiles), peak, loads)

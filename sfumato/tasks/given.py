@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -28,11 +29,12 @@ USUAL = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """An image, and what of it is painted anew, in the size of what is drawn.
+    """An image and what is told of it, framed alike.
 
     Attributes:
-        image: [width x height], RGB.
-        mask: [width x height], grey, white where it is painted; None: everywhere.
+        image: RGB.
+        mask: grey, white where it is painted anew.
+        depth: grey, the whiter the nearer.
         blur: pixels, see ``Request.mask_blur``.
         prints: SHA-256 of their files, by the names of the request's fields.
         notes: what was done to them.
@@ -40,6 +42,7 @@ class Given:
 
     image: Image.Image
     mask: Image.Image | None
+    depth: Image.Image | None
     blur: int
     prints: Mapping[str, str]
     notes: tuple[str, ...]
@@ -56,7 +59,21 @@ class Given:
 
     def latent_mask(self, factor: int) -> Tensor:
         """[1, 1, H / factor, W / factor], 1 where any of its pixels is painted, else 0."""
-        return torch.nn.functional.max_pool2d(self._painted, factor)
+        return F.max_pool2d(self._painted, factor)
+
+    def latent_depth(self, factor: int) -> Tensor:
+        """[1, 1, H / factor, W / factor], from -1 where it is farthest to 1 where it is nearest.
+
+        Raises:
+            RequestError: it is as far everywhere.
+        """
+        assert self.depth is not None
+        size = self.depth.height // factor, self.depth.width // factor
+        found = F.interpolate(_tensor(self.depth)[None, None], size, mode="bicubic", align_corners=False)
+        least, most = found.aminmax()
+        if least == most:
+            raise RequestError("The picture of depths is the same grey everywhere, which tells of no depth.")
+        return 2.0 * (found - least) / (most - least) - 1.0
 
     @property
     def _painted(self) -> Tensor:
@@ -83,19 +100,22 @@ def brought(request: Request) -> dict[str, File]:
     Raises:
         RequestError: no such file, or no picture. CapacityError: too large.
     """
-    texts = {name: getattr(request, name) for name in ("image", "mask")}
+    texts = {name: getattr(request, name) for name in ("image", "mask", "depth")}
     return {name: _read(text, name) for name, text in texts.items() if text is not None}
 
 
-def size_for(request: Request, image: Picture, side: int, multiple: int) -> dict[str, int]:
+def size_for(
+    request: Request, image: Picture, side: int, multiple: int, times: int | None = None
+) -> dict[str, int]:
     """Width and height where the request leaves them open: the image's, or its proportions at the model's size.
 
     Args:
         side: of the squares that the model draws. ``USUAL`` times as much is drawn unasked, if the image is so large.
+        times: it is to become so many times as large, however large it is.
     """
     width, height = image.image.size
     scale = side / math.sqrt(width * height)
-    scale = 1.0 if scale * USUAL >= 1.0 else scale
+    scale = times or (1.0 if scale * USUAL >= 1.0 else scale)
     if request.width is not None:
         scale = request.width / width
     elif request.height is not None:
@@ -104,15 +124,16 @@ def size_for(request: Request, image: Picture, side: int, multiple: int) -> dict
     return dict(zip(("width", "height"), whole, strict=True))
 
 
-def frame(request: Request, files: Mapping[str, File]) -> Given:
-    """Scale and crop what a settled request brings along to what it draws.
+def frame(request: Request, files: Mapping[str, File], size: tuple[int, int]) -> Given:
+    """Scale and crop what a settled request brings along.
+
+    Args:
+        size: width and height.
 
     Raises:
         RequestError: a mask with nothing white.
     """
-    assert request.width is not None
-    assert request.height is not None
-    size, image = (request.width, request.height), files["image"].picture.image
+    image = files["image"].picture.image
     notes = [f"The {name}: {note}" for name, file in files.items() for note in file.picture.notes]
     if image.size != size:
         cut = abs(image.width * size[1] - image.height * size[0]) >= max(image.size)
@@ -120,18 +141,18 @@ def frame(request: Request, files: Mapping[str, File]) -> Given:
             f"The image of {image.width} x {image.height} pixels was scaled to {size[0]} x {size[1]}"
             f"{', and what stood over was cut off' if cut else ''}."
         )
-    mask = None
-    if "mask" in files:
-        mask = files["mask"].picture.image.convert("L")
-        if mask.size != image.size:
-            notes.append(f"The mask of {mask.width} x {mask.height} pixels was scaled to the image.")
-            mask = mask.resize(image.size, Image.Resampling.BILINEAR)
-        mask = ImageOps.fit(mask, size, Image.Resampling.BILINEAR)
-        if np.asarray(mask).max() < 128:
-            raise RequestError("The mask is black everywhere, so nothing would be painted: white is where it is.")
+    greys = {}
+    for name in files.keys() & {"mask", "depth"}:
+        grey = files[name].picture.image.convert("L")
+        if grey.size != image.size:
+            notes.append(f"The {name} of {grey.width} x {grey.height} pixels was scaled to the image.")
+            grey = grey.resize(image.size, Image.Resampling.BILINEAR)
+        greys[name] = ImageOps.fit(grey, size, Image.Resampling.BILINEAR)
+    if "mask" in greys and np.asarray(greys["mask"]).max() < 128:
+        raise RequestError("The mask is black everywhere, so nothing would be painted: white is where it is.")
     fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     prints = {name: file.sha256 for name, file in files.items()}
-    return Given(fitted, mask, request.mask_blur or 0, prints, tuple(notes))
+    return Given(fitted, greys.get("mask"), greys.get("depth"), request.mask_blur or 0, prints, tuple(notes))
 
 
 def _read(text: str, name: str) -> File:

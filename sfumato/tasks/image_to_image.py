@@ -22,6 +22,7 @@ class Redrawing(Drawing):
         return self.settled.given
 
     def prepare(self) -> None:
+        """Encode what the request holds, the image too."""
         super().prepare()
         self.warnings: dict[str, None] = {}
         self.seen = self.encoded(self.given.pixels)
@@ -44,5 +45,6 @@ class Redrawing(Drawing):
         return Beginning(known + streams() * self.settled.sigmas[0], streams)
 
     def decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[list[Picture], list[str]]:
+        """Pictures of latents, and what was to be said of the image beside."""
         pictures, warnings = super().decode(latents, seeds)
         return pictures, [*self.warnings, *warnings]

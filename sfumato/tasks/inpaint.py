@@ -20,6 +20,7 @@ class Inpainting(Redrawing):
     """
 
     def prepare(self) -> None:
+        """Encode what the request holds, what the mask leaves of the image too."""
         super().prepare()
         self.mask = self.given.latent_mask(self.model.latent.factor).to(self.model.device)  # [1, 1, h, w]
         if self.settled.beside:
@@ -42,5 +43,6 @@ class Inpainting(Redrawing):
         return Beginning(x, streams, kept, left)
 
     def decode(self, latents: Tensor, seeds: Sequence[int]) -> tuple[list[Picture], list[str]]:
+        """Pictures of latents on the image as it was."""
         pictures, warnings = super().decode(latents, seeds)
         return [self.given.onto(picture) for picture in pictures], warnings

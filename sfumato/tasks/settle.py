@@ -42,7 +42,8 @@ class Settled:
         names: the conditionings that are wanted at any of them.
         modes: the lossy modes.
         given: the pictures that the request brings along.
-        beside: channels that the network wants beside the latents: a mask and what it leaves of the image.
+        beside: channels that the network is given beside the latents.
+        encodings: how many pictures are encoded.
     """
 
     request: Request
@@ -56,6 +57,7 @@ class Settled:
     modes: tuple[Lossy, ...] = ()
     given: Given | None = None
     beside: int = 0
+    encodings: int = 0
 
     def shortcuts(self) -> tuple[Shortcut, ...]:
         """Those of the lossy modes, new ones for one job."""
@@ -88,7 +90,8 @@ def settle(request: Request, model: Model) -> Settled:
     files = brought(request)
     sides: dict[str, Any] = {"width": model.size, "height": model.size}
     if files:
-        sides = size_for(request, files["image"].picture, model.size, model.multiple)
+        times = model.latent.factor if request.task == "upscale" else None
+        sides = size_for(request, files["image"].picture, model.size, model.multiple, times)
     blanks = {**family.defaults, **defaults(request), **sides, "seed": secrets.randbits(32)}
     request = replace(request, **{name: value for name, value in blanks.items() if getattr(request, name) is None})
     assert request.width is not None  # these were blanks, and are filled
@@ -125,7 +128,8 @@ def settle(request: Request, model: Model) -> Settled:
         wished |= mode.guidance()
     guide = guidance.build(1.0 if model.guides_itself else request.cfg_scale, **{**plan.guidance, **wished})
     wanted = {name for sigma in sigmas[:-1] for name in guide.wants(sigma)}
-    factor = model.latent.factor
+    factor, beside = model.latent.factor, channels_beside(request, model)
+    shrink = factor if request.task == "upscale" else 1  # the image stands beside the latents as it is
     return Settled(
         request=replace(
             request, sampler=plan.sampler, spacing=plan.spacing, steps=len(whole) - 1, lossy=tuple(map(str, modes))
@@ -138,15 +142,24 @@ def settle(request: Request, model: Model) -> Settled:
         guidance=guide,
         names=tuple(name for name in ("positive", "negative") if name in wanted),
         modes=modes,
-        given=frame(request, files) if files else None,
-        beside=channels_beside(request, model),
+        given=frame(request, files, (request.width // shrink, request.height // shrink)) if files else None,
+        beside=beside,
+        encodings=1 + (beside > 0 and request.task == "inpaint") if files and request.task != "upscale" else 0,
     )
 
 
 def defaults(request: Request) -> dict[str, Any]:
     """What a task fills blanks with; where sigmas are given, they say how much is done of an image."""
-    strength = {"image_to_image": 0.75, "inpaint": 1.0}.get(request.task) if request.sigmas is None else None
-    return {"strength": strength, "mask_blur": 4 if request.task == "inpaint" else None}
+    found = dict(DEFAULTS.get(request.task, {}))
+    if request.sigmas is not None:
+        found.pop("strength", None)
+    return found
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "image_to_image": {"strength": 0.75}, "inpaint": {"strength": 1.0, "mask_blur": 4},
+    "depth_to_image": {"strength": 0.75}, "upscale": {"noise_level": 20},
+}
 
 
 def last_steps(steps: int, strength: float) -> int:
@@ -165,17 +178,19 @@ def last_steps(steps: int, strength: float) -> int:
 
 
 def channels_beside(request: Request, model: Model) -> int:
-    """How many channels the network is given beside the latents: none, or a mask and the latents of what it leaves.
+    """How many channels the network is given beside the latents.
 
     Raises:
         RequestError: it is a network for something else.
     """
-    channels = getattr(getattr(model.network, "config", None), "in_channels", model.latent.channels)
-    beside: int = channels - model.latent.channels
-    if beside and (request.task != "inpaint" or beside != model.latent.channels + 1):
+    latents = model.latent.channels
+    channels = getattr(getattr(model.network, "config", None), "in_channels", latents)
+    beside: int = channels - latents
+    can = {"inpaint": (0, 1 + latents), "depth_to_image": (1,), "upscale": (3,)}.get(request.task, (0,))
+    if beside not in can:
         raise RequestError(
-            f"The denoiser takes {channels} channels, {beside} of them beside the latents; {request.task} has nothing "
-            "for them."
+            f"The denoiser takes {channels} channels, {beside} beside those of the latents; {request.task} is for "
+            f"{' or '.join(map(str, can))}."
         )
     return beside
 

@@ -92,3 +92,57 @@ def test_inpainting(peers: Any, family: str, solver: str, strength: float, tmp_p
     peer = with_scheduler(peers(family), solver)
     expected = theirs(peer, "StableDiffusionInpaintPipeline", strength=strength, mask_image=mask())
     check(peer, expected, tmp_path, strength=strength, mask=mask())
+
+
+def test_depth_to_image(peers: Any, tmp_path: Path) -> None:
+    import diffusers as untyped
+
+    diffusers: Any = untyped
+    base = with_scheduler(peers("sd2"), "DDIMScheduler")
+    unet = tiny.unet(**{**base.unet.config, "in_channels": 5})
+    tiny.randomise(unet, seed=6)
+    parts = {name: base.components[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    peer = diffusers.StableDiffusionDepth2ImgPipeline(**parts, unet=unet, depth_estimator=None, feature_extractor=None)
+    peer.set_progress_bar_config(disable=True)
+    depth = Image.fromarray(np.random.default_rng(8).integers(20, 200, (64, 72), dtype=np.uint8))
+    told = {key: SAID[key] for key in ("prompt", "negative_prompt")}
+    expected = peer(
+        image=picture(), depth_map=torch.from_numpy(np.array(depth))[None].float(), strength=0.7, guidance_scale=5.0,
+        num_inference_steps=10, generator=torch.Generator().manual_seed(5), output_type="latent", **told,
+    ).images  # fmt: skip
+    check(peer, expected, tmp_path, strength=0.7, depth=depth)
+
+
+@pytest.mark.parametrize("level", [20, 300])
+def test_upscaling(peers: Any, level: int, tmp_path: Path) -> None:
+    import diffusers as untyped
+
+    diffusers: Any = untyped
+    base = peers("sd2")
+    unet = tiny.unet(**{**base.unet.config, "in_channels": 7, "num_class_embeds": 1000})
+    tiny.randomise(unet, seed=6)
+    unet.class_embedding.weight.data *= 30  # so that levels differ
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=8, scaling_factor=0.08333,
+    )
+    tiny.randomise(vae, seed=7)
+    betas = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+    peer = diffusers.StableDiffusionUpscalePipeline(
+        vae=vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=unet,
+        low_res_scheduler=diffusers.DDPMScheduler(**betas),
+        scheduler=diffusers.DDIMScheduler(
+            **betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        ),
+    )
+    peer.set_progress_bar_config(disable=True)
+    told = {key: SAID[key] for key in ("prompt", "negative_prompt")}
+    expected = peer(
+        image=picture(), noise_level=level, guidance_scale=5.0, num_inference_steps=10, output_type="latent",
+        generator=torch.Generator().manual_seed(5), **told,
+    ).images  # fmt: skip
+    size = {"height": 256, "width": 288}
+    check(peer, expected, tmp_path, task="upscale", noise_level=level, **size)
+    pipe = sfumato.load(str(tmp_path), device="cpu")
+    [large] = pipe("a red apple", task="upscale", image=picture(), steps=2).images
+    assert large.size == (288, 256)

@@ -59,6 +59,7 @@ def test_the_task_is_what_is_given(image: Path) -> None:
     assert Request().task == "text_to_image"
     assert Request(image="a.png").task == "image_to_image"
     assert Request(image="a.png", mask="b.png").task == "inpaint"
+    assert Request(image="a.png", depth="b.png").task == "depth_to_image"
     assert replace(Request(image="a.png"), mask="b.png", task="inpaint").task == "inpaint"
 
 
@@ -66,9 +67,14 @@ def test_the_task_is_what_is_given(image: Path) -> None:
     ("fields", "said"),
     [
         ({"task": "image_to_image"}, "needs image"), ({"task": "inpaint", "image": "a.png"}, "needs mask"),
-        ({"task": "image_to_image", "image": "a.png", "mask": "b.png"}, "no use for a mask"),
-        ({"strength": 0.5}, "beside image alone"), ({"mask": "b.png"}, "beside image alone"),
-        ({"image": "a.png", "mask_blur": 2}, "beside mask alone"), ({"image": "a.png", "strength": 0.0}, "above 0"),
+        ({"task": "image_to_image", "image": "a.png", "mask": "b.png"}, "mask = 'b.png': means nothing"),
+        ({"strength": 0.5}, "nothing to text_to_image"), ({"mask": "b.png"}, "nothing to text_to_image"),
+        ({"image": "a.png", "mask_blur": 2}, "nothing to image_to_image"), ({"task": "upscale"}, "needs image"),
+        ({"image": "a.png", "mask": "b.png", "depth": "c.png"}, "nothing to depth_to_image"),
+        ({"task": "upscale", "image": "a.png", "strength": 0.5}, "nothing to upscale"),
+        ({"task": "upscale", "image": "a.png", "noise_level": 351}, "0 to 350"),
+        ({"image": "data:" + 9000 * "a", "noise_level": 1}, "nothing to image"),
+        ({"image": "a.png", "strength": 0.0}, "above 0"),
         ({"image": "a.png", "strength": 1.01}, "1 at most"),
         ({"image": "a.png", "mask": "b.png", "mask_blur": -1}, "from 0"),
         ({"image": "a.png", "strength": 0.5, "sigmas": (1.0, 0.0)}, "leave one of them out"),
