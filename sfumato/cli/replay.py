@@ -26,6 +26,7 @@ class Replay:
     file: Annotated[Path, "a picture that sfumato drew"]
     image: Annotated[str | None, "where the image is that it began from, if not where the recipe says"] = None
     mask: Annotated[str | None, "where its mask is, if not where the recipe says"] = None
+    depth: Annotated[str | None, "where its picture of depths is, if not where the recipe says"] = None
     loading: Loading = field(default_factory=Loading)
     verify: Annotated[bool, "compare the pixels and save nothing; exit code 1 where they differ"] = False
     output: Annotated[Path | None, "file to save as, or folder to save into; out/SEED-WORDS.png unless given"] = None
@@ -42,8 +43,8 @@ class Replay:
         if "grid" in old.recipe:
             raise RequestError(f"{self.file} is a grid of several pictures; replay one of them.")
         target = None if self.verify else naming.destination(self.output)
-        given: dict[str, Any] = {k: v for k, v in (("image", self.image), ("mask", self.mask)) if v is not None}
-        request = replace(old.reading().request, **given)
+        moved: dict[str, Any] = {"image": self.image, "mask": self.mask, "depth": self.depth}
+        request = replace(old.reading().request, **{name: path for name, path in moved.items() if path is not None})
         pipeline = loading_of(old.recipe, self.loading, f"the recipe in {self.file}").open()
         with bar("drawing", shown=not self.quiet and sys.stderr.isatty()) as on_step:
             (new,) = pipeline(request, on_step=on_step).pictures
