@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "generate": Command("sfumato.cli.generate:Generate", "draw pictures from a prompt"),
+    "explain": Command("sfumato.cli.explain:Explain", "draw a picture, and show where it looked at each word"),
     "plan": Command("sfumato.cli.plan:Plan", "how long a picture would take, and how much memory"),
     "info": Command("sfumato.cli.info:Info", "what a picture says of how it was made"),
     "replay": Command("sfumato.cli.replay:Replay", "draw a picture again from its own recipe, and compare"),

@@ -42,6 +42,8 @@ class Replay:
             raise RequestError(f"{self.file} does not hold a recipe of sfumato; `sfumato info` shows what it holds.")
         if "grid" in old.recipe:
             raise RequestError(f"{self.file} is a grid of several pictures; replay one of them.")
+        if "explained" in old.recipe:
+            raise RequestError(f"{self.file} shows the words of a picture; replay the picture, which lies beside it.")
         target = None if self.verify else naming.destination(self.output)
         moved: dict[str, Any] = {"image": self.image, "mask": self.mask, "depth": self.depth}
         request = replace(old.reading().request, **{name: path for name, path in moved.items() if path is not None})

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from sfumato.families.adapt import adapt
 from sfumato.families.load import open_model
 from sfumato.families.types import Model
 from sfumato.tasks import TASKS, aliases
+from sfumato.tasks.explain import Explanation, explain
 from sfumato.tasks.forecast import Forecaster, Growth
 from sfumato.tasks.text_to_image import Result, draw
 
@@ -186,6 +188,21 @@ class Pipeline:
             self.is_ready = True
         result = draw(task, self.model, request, on_step, self.refiner, holding)
         return replace(result, notes=[*result.notes, *chosen.notes()])
+
+    def explain(
+        self, prompt: str | Request = "", /, *, on_step: OnStep | None = None, **fields: Any
+    ) -> Explanation:
+        """Draw one picture, and tell for each word of the prompt where the picture looked at it.
+
+        Args:
+            prompt, on_step, fields: as when drawing.
+
+        Raises:
+            RequestError: the request cannot be drawn, or there is nothing to explain.
+        """
+        request = requested(prompt, fields)
+        self._adapt(request)
+        return explain(self.model, request, partial(self, on_step=on_step))
 
     def _adapt(self, request: Request) -> None:
         """Give the model the adapters that the request asks for, and no others."""

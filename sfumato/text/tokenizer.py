@@ -131,6 +131,11 @@ class ClipTokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def ends_word(self, number: int) -> bool:
+        """Whether the token with this id is the last of a word; those that stand for themselves are."""
+        token = self._backend.id_to_token(number) or ""
+        return token.endswith(WORD_END) or token in self._special
+
     def save(self, folder: Path) -> None:
         """Write ``vocab.json``, ``merges.txt`` and the two small files that the ecosystem reads beside them."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.checkpoints.parts import read_config, write_config
 from sfumato.core.config import read_json
+from sfumato.engine.heatmaps import Heatmaps
 from sfumato.models.unet import SD1, SD2, SDXL, SDXL_REFINER, UNETS, X4_UPSCALER, UNet, UNetConfig
+from sfumato.nn.attention import tapped
 from sfumato.nn.conditioning import Conditioning
 from tests.conftest import shared
 from tests.parity.peers import parameter_count, randomise, relative_error, shapes
@@ -184,3 +187,43 @@ def test_true_configurations(name: str) -> None:
     del ours, theirs, same
     gc.collect()
     assert measured <= 1e-5
+
+
+class Listener:
+    """An attention processor of diffusers that writes down what it weighs."""
+
+    def __init__(self, maps: list[Tensor]) -> None:
+        self.maps = maps
+
+    def __call__(self, attn: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+        context = hidden if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            attn.head_to_batch_dim(layer(x))
+            for layer, x in ((attn.to_q, hidden), (attn.to_k, context), (attn.to_v, context))
+        )
+        weights = attn.get_attention_scores(q, k)  # [B * heads, N, L]
+        if encoder_hidden_states is not None:
+            self.maps.append(weights.unflatten(0, (len(hidden), -1)))
+        out: Tensor = attn.to_out[0](attn.batch_to_head_dim(weights @ v))
+        return out
+
+
+@torch.no_grad()
+def test_what_positions_look_at() -> None:
+    config = TINY["sd1"]
+    ours, theirs = pair(config)
+    x = torch.randn(2, config.in_channels, 16, 24, generator=torch.Generator().manual_seed(3))
+    t, conditioning = torch.tensor([801, 17]), condition(config, 2)
+    maps: list[Tensor] = []
+    theirs.set_attn_processor(Listener(maps))
+    expected = ask_peer(theirs, config, x, t, conditioning)
+    heat = Heatmaps((16, 24))
+    with tapped(heat):
+        torch.testing.assert_close(ours(x, t, conditioning), expected, rtol=1e-4, atol=1e-4)
+    assert heat.heard == len(maps) > 2
+    total = torch.zeros(maps[0].shape[-1], 16, 24)
+    for weights in maps:
+        times = round((weights.shape[2] / 6) ** 0.5)  # 2 x 3 for each 8 of 16 x 24
+        small = weights[0].mean(0).T.reshape(-1, 2 * times, 3 * times)
+        total += F.interpolate(small[None], (16, 24), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(heat.mean(), total / len(maps), rtol=1e-4, atol=1e-6)
