@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,6 +50,7 @@ class Case:
     holding: Holding = USUAL
     count: int = 1
     steps: int = 2
+    edits: bool = False  # half of a picture that is given, as large
 
 
 CASES = (
@@ -63,6 +64,9 @@ CASES = (
     Case("middle", "float32", 512),
     Case("middle", "float32", 512, Holding("parts", 2, 32)),
     Case("middle", "float32", 256, count=4),
+    Case("middle", "float32", 512, edits=True),
+    Case("middle", "float32", 512, Holding("parts", 2, 32), edits=True),
+    Case("middle", "float32", 256, Holding("layers"), edits=True),
     Case("true", "float16", 256, Holding("parts")),
     Case("true", "float16", 512, Holding("layers", 2, 32)),
 )
@@ -89,21 +93,35 @@ def make(name: str, stored: str, folder: Path) -> None:
     ))  # fmt: skip
 
 
-def draw(source: str, case: Case) -> dict[str, float]:
+def bring(place: Path, side: int) -> None:
+    """A picture, and a mask of its right half."""
+    from PIL import Image
+
+    noise = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(place / "image.png")
+    half = Image.new("L", (side, side), 0)
+    half.paste(255, (side // 2, 0, side, side))
+    half.save(place / "mask.png")
+
+
+def measure(source: str, case: Case, place: Path) -> dict[str, float]:
     """Draw in this process, which has done nothing else, and tell what it took and what was predicted."""
     from sfumato.engine.rates import NOMINAL, rates
     from sfumato.engine.ready import make_ready
     from sfumato.families.load import open_model
+    from sfumato.tasks import TASKS
     from sfumato.tasks.forecast import Forecaster
-    from sfumato.tasks.text_to_image import text_to_image
+    from sfumato.tasks.text_to_image import draw
 
     request = Request("a red apple", seed=1, width=case.size, height=case.size, steps=case.steps, count=case.count)
+    if case.edits:
+        request = replace(request, task="inpaint", image=str(place / "image.png"), mask=str(place / "mask.png"))
     model = open_model(source, device="cpu", asleep=case.holding.where != "resident")
     if case.holding.growth is not None:
         shapes = Forecaster(model, request, NOMINAL).shapes(case.holding)
         make_ready(model, growth=case.holding.growth, shapes=shapes)
     begin = time.perf_counter()
-    text_to_image(model, request, holding=case.holding)
+    draw(TASKS.get(request.task), model, request, holding=case.holding)
     seconds, peak = time.perf_counter() - begin, status("VmHWM")
     own, mapped = status("RssAnon"), status("RssFile")
     before = open_model(source, device="cpu", asleep=True)  # predicted as it is before anything is read or packed
@@ -121,23 +139,22 @@ def rows(cases: tuple[Case, ...], place: Path) -> Iterator[tuple[Case, dict[str,
         folder = place / f"{case.model}-{case.stored}"
         if not folder.exists():
             subprocess.run([sys.executable, "-m", __name__, "make", case.model, case.stored, str(folder)], check=True)
-        told = json.dumps(asdict(case))
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, "draw", str(folder), told], check=True, capture_output=True, text=True
-        )
+        bring(place, case.size)
+        line = [sys.executable, "-m", __name__, "draw", str(folder), json.dumps(asdict(case)), str(place)]
+        done = subprocess.run(line, check=True, capture_output=True, text=True)
         yield case, json.loads(done.stdout.splitlines()[-1])
 
 
 def main(cases: tuple[Case, ...] = CASES) -> None:
     found = []
-    print(f"{'model':<7} {'stored':<8} {'px':>4} {'n':>2} {'held':<9} {'rows':>4} {'tile':>4} {'growth':>6} "
+    print(f"{'model':<7} {'stored':<8} {'px':>4} {'n':>2} {'held':<9} {'rows':>4} {'tile':>4} {'':<4} {'growth':>6} "
           f"{'measured':>9} {'predicted':>9} {'ratio':>6} {'s':>7} {'pred. s':>8}")  # fmt: skip
     with TemporaryDirectory() as place:
         for case, row in rows(cases, Path(place)):
             ratio = row["predicted"] / row["peak"]
             found.append({**asdict(case), **row, "ratio": ratio})
             print(f"{case.model:<7} {case.stored:<8} {case.size:>4} {case.count:>2} {case.holding.where:<9} "
-                  f"{case.holding.rows:>4} {case.holding.tile or '-':>4} "
+                  f"{case.holding.rows:>4} {case.holding.tile or '-':>4} {'edit' if case.edits else '':<4} "
                   f"{'-' if case.holding.growth is None else case.holding.growth:>6} {row['peak'] / 1e6:>6.0f} MB "
                   f"{row['predicted'] / 1e6:>6.0f} MB {ratio:>6.2f} {row['seconds']:>7.1f} "
                   f"{row['predicted_seconds']:>8.1f} {'' if abs(ratio - 1) <= LIMIT else 'MISSED'}",
@@ -151,6 +168,7 @@ if __name__ == "__main__":
         make(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
     elif sys.argv[1:2] == ["draw"]:
         told = json.loads(sys.argv[3])
-        print(json.dumps(draw(sys.argv[2], Case(**{**told, "holding": Holding(**told["holding"])}))))
+        case = Case(**{**told, "holding": Holding(**told["holding"])})
+        print(json.dumps(measure(sys.argv[2], case, Path(*sys.argv[4:]))))
     else:
         main()

@@ -89,6 +89,9 @@ FIELDS = {
     "Width": _Field("width", int),
     "Height": _Field("height", int),
     "Batch size": _Field("count", int),
+    "Denoising strength": _Field("strength", float, _number),
+    "Mask blur": _Field("mask_blur", int),
+    "Noise level": _Field("noise_level", int),
     "Clip skip": _Field("clip_skip", int),
     "Eta": _Field("eta", float, _number),
     "Sigmas": _Field("sigmas", _numbers, _write_numbers),
@@ -104,7 +107,10 @@ FIELDS = {
     "RNG": _Field("noise", *_choice(torch="CPU", philox="sfumato")),
     "Task": _Field("task", str),
 }
-"""The keys in the order in which they are written."""
+"""The keys in the order in which they are written.
+
+Names of files are nobody's business; what tells of an image asks for nothing without it, and is not understood again.
+"""
 ALWAYS = ("RNG", "Emphasis")
 """Written even at their defaults: with ``Version`` they make the three pairs by which a reader knows the last line."""
 

@@ -94,6 +94,14 @@ def test_inpainting(peers: Any, family: str, solver: str, strength: float, tmp_p
     check(peer, expected, tmp_path, strength=strength, mask=mask())
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-inpaint"])
+def test_inpainting_of_xl(peers: Any, family: str, strength: float, tmp_path: Path) -> None:
+    peer = with_scheduler(peers(family), "EulerDiscreteScheduler")
+    expected = theirs(peer, "StableDiffusionXLInpaintPipeline", strength=strength, mask_image=mask())
+    check(peer, expected, tmp_path, strength=strength, mask=mask())
+
+
 def test_depth_to_image(peers: Any, tmp_path: Path) -> None:
     import diffusers as untyped
 

@@ -20,6 +20,7 @@ from sfumato.engine.driver import Progress
 from sfumato.engine.residence import Holding, Where
 from sfumato.tasks.batcher import Batcher
 from sfumato.tasks.image_to_image import Redrawing
+from sfumato.tasks.infotext import read
 from sfumato.tasks.inpaint import Inpainting
 from sfumato.tasks.picture import Picture
 from sfumato.tasks.pipeline import Pipeline
@@ -194,6 +195,15 @@ def test_a_recipe_is_drawn_again(
     assert main(again) != 0
     assert "own.png cannot be read" in capsys.readouterr().err
     assert main([*again, "--image", str(image)]) == 0
+
+
+def test_what_other_programs_read_tells_of_it(pipe: Pipeline, image: Path, mask: Path) -> None:
+    [picture] = pipe("a cat", image=image, mask=mask, strength=0.5, **ASKED).pictures
+    assert "Denoising strength: 0.5, Mask blur: 4" in picture.parameters
+    assert str(image) not in picture.parameters
+    found = read(picture.parameters)
+    assert found.request.task == "text_to_image"
+    assert found.not_understood == {"Denoising strength": "0.5", "Mask blur": "4", "Task": "inpaint"}
 
 
 def test_pictures_in_memory(pipe: Pipeline, image: Path, mask: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sfumato
+from benchmarks.memory import bring
 from sfumato.cli import main
 from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
@@ -267,12 +268,16 @@ def test_plan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("edits", [False, True])
 @pytest.mark.parametrize("where", ["resident", "parts", "layers"])
-def test_the_peak_is_within_15_percent_of_what_is_measured(folder: Path, where: str) -> None:
+def test_the_peak_is_within_15_percent_of_what_is_measured(
+    folder: Path, where: str, edits: bool, tmp_path: Path
+) -> None:
     """In a fresh process, on a picture small enough that the process itself is most of it; `make bench` has larger."""
-    case = {"model": "tiny", "stored": "float32", "size": 256, "count": 4, "steps": 2,
+    bring(tmp_path, 256)
+    case = {"model": "tiny", "stored": "float32", "size": 256, "count": 4, "steps": 2, "edits": edits,
             "holding": {"where": where, "rows": 16, "tile": None}}  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.memory", "draw", str(folder), json.dumps(case)]
+    command = [sys.executable, "-m", "benchmarks.memory", "draw", str(folder), json.dumps(case), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert abs(found["predicted"] / found["peak"] - 1) < 0.15
