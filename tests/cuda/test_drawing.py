@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import sfumato
@@ -51,6 +52,33 @@ def test_it_draws_what_a_cpu_draws(folder: Path) -> None:
         there = sfumato.load(str(folder), device="cuda", dtype="float32")(words(folder), **ASKED)
     here = sfumato.load(str(folder), device="cpu")(words(folder), **ASKED)
     assert far(there, here) <= 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_edits_what_a_cpu_edits(folder: Path, masked: bool) -> None:
+    """Pictures are near in float32; in half precision it is drawn, and every picture is its seed's."""
+    noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    told = {"image": Image.fromarray(noise), "strength": 0.7, **ASKED}
+    if masked:
+        told["mask"] = Image.fromarray((np.arange(64)[:, None] < np.full(64, 32)).astype(np.uint8) * 255)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        there = sfumato.load(str(folder), device="cuda", dtype="float32")(words(folder), **told)
+    here = sfumato.load(str(folder), device="cpu")(words(folder), **told)
+    assert far(there, here) <= 1
+    pipe = sfumato.load(str(folder), device="cuda", dtype="bfloat16")
+    pictures = [pipe(words(folder), **{**told, "count": 2}).pictures for _ in range(3)]  # recorded from the second on
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(pictures[0], pictures[2], strict=True))
+
+
+def test_words_are_heard_where_steps_are_recorded(folder: Path) -> None:
+    if folder.name.startswith("dit"):
+        pytest.skip("no words")
+    pipe = sfumato.load(str(folder), device="cuda", dtype="float32")
+    for _ in range(2):
+        plain = pipe(words(folder), **ASKED)
+    found = pipe.explain(words(folder), **ASKED)
+    assert far(plain, found.result) <= 2
+    assert [word.text for word in found.words] == ["a", "red", "apple"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
