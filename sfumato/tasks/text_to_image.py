@@ -171,7 +171,7 @@ class Drawing:
         tokens = prompts[0].tokens
         counted = [f"Tokens: {', '.join(f'{name} prompt {count}' for name, count in tokens.items())}."]
         merged = [applied.note() for applied in self.model.adapters]
-        slow = [run.network.note for run in self.runs if isinstance(run.network, Recorded) and run.network.note]
+        slow = [run.recording.note for run in self.runs if run.recording is not None and run.recording.note]
         told = (*(p.notes for p in prompts), warnings, slow)
         brought = self.settled.given.notes if self.settled.given else ()
         said = (self.model.notes, merged, brought, counted, lossy.notes(self.settled.modes), *told)
@@ -206,7 +206,7 @@ class Run:
         self.prompts: Prompts = model.family.condition(model, settled.request, settled.names)
         self.conditionings: dict[str, Conditioning] = {}
         self.timetable: Timetable | None = None
-        self.network: nn.Module | Recorded | None = None  # as it was asked last
+        self.recording: Recorded | None = None  # as the network was asked last; a bare one has to rest when it can
 
     def denoiser(self) -> Denoiser:
         """The network, brought to its device, and its conditionings ready."""
@@ -218,8 +218,9 @@ class Run:
         network = self.model.network
         if self.timetable is None and hasattr(network, "prepare_times"):
             self.timetable = Timetable(network, self.plan, self.sigmas, self.conditionings, self.model.device)
-        self.network = recorded(network, self.model.device) if self.recorded else network
-        return Denoiser(self.network, self.model.device, self.model.dtype)
+        asked = recorded(network, self.model.device) if self.recorded else network
+        self.recording = asked if isinstance(asked, Recorded) else None
+        return Denoiser(asked, self.model.device, self.model.dtype)
 
     def job(
         self, x: Tensor, begun: Beginning, on_step: OnStep | None, shared: Denoiser | None = None

@@ -1,5 +1,6 @@
 """Parts that come and go: the same pictures, nothing left behind, and no more on the device than is used."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from sfumato.families.load import open_model
 from sfumato.families.types import Model
 from sfumato.models.clip_text import ClipText, ClipTextConfig
 from sfumato.models.vq_autoencoder import VQAutoencoder, VQConfig
+from sfumato.tasks import text_to_image as drawing
 from sfumato.tasks.text_to_image import text_to_image
 from tests.parity import tiny
 
@@ -170,3 +172,19 @@ def test_a_keeper_of_two_models_lets_one_rest_for_the_other(folder: Path) -> Non
     keeper.use(second, "unet")
     assert asleep(first.parts["unet"])
     assert not asleep(second.parts["unet"])
+
+
+def test_a_network_that_rests_is_gone_before_pictures_are_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(folder, device="cpu", asleep=True)
+    awake: list[weakref.ref[nn.Module]] = []
+    decode = vars(drawing)["decode"]
+
+    def decoding(*given: Any) -> Any:
+        assert awake
+        assert all(network() is None for network in awake)
+        return decode(*given)
+
+    monkeypatch.setattr(drawing, "decode", decoding)
+    text_to_image(model, REQUEST, lambda _: awake.append(weakref.ref(model.network)), holding=Holding("parts"))
