@@ -263,6 +263,7 @@ class Forecaster:
         before = 0  # bytes of weights that earlier phases left in memory
         kept = 0  # bytes of what they found
         heap = 0  # bytes of what they used and freed, most of which the heap keeps
+        encoded = 0  # the same of the encoder, into which what the decoder uses fits
         for stage, work in zip(stages, texts, strict=True):
             held = self._weights(holding, stages, stage, stage.text_names, work.read, before)
             before += work.read
@@ -279,7 +280,7 @@ class Forecaster:
             loads = self._loading(holding, work.read, times * tiles if holding.where == "layers" else 1)
             peak = held + kept + self._heap(work.peak + canvas, heap)
             yield self._phase("encoding", times * tiles, [work] * (times * tiles), peak, loads)
-            heap = max(heap, work.peak)
+            encoded = work.peak
         pictures = len(self.settled.seeds)
         together = min(pictures, pictures_together(self.settled, holding.rows))
         runs = -(-pictures // together)
@@ -296,7 +297,7 @@ class Forecaster:
             share = pictures / (together * runs)
             loads = self._loading(holding, most.read, calls * runs if holding.where == "layers" else 1)
             kept += ready.kept
-            peak = held + kept + self._heap(most.peak, heap)
+            peak = held + kept + self._heap(most.peak, max(heap, encoded))
             yield self._phase("denoising", calls * runs, works * runs, peak, loads, share)
             heap = max(heap, most.peak)
         work, tiles, canvas = self.decoded(stages[-1], holding.tile)
