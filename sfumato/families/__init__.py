@@ -19,6 +19,7 @@ FAMILIES = Registry(
         "sdxl-inpaint": f"{_SD}:SDXL_INPAINT",
         "latent": f"{_SD}:LATENT",
         "dit": "sfumato.families.dit:DIT",
+        "unconditional": "sfumato.families.unconditional:UNCONDITIONAL",
     },
     error=CheckpointError,
 )

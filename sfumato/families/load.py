@@ -22,6 +22,7 @@ from sfumato.families.single_file import OPENCLIP_PAD, recognise, scheduler_of
 from sfumato.families.stable_diffusion import UPSCALER_BETAS
 from sfumato.families.types import TINY, Family, LatentFormat, Model
 from sfumato.models.autoencoder import SD_VAE, X4_UPSCALER_VAE, AutoencoderConfig
+from sfumato.models.pixels import Pixels
 from sfumato.text import tokenizer
 from sfumato.text.tokenizer import ClipTokenizer
 
@@ -58,7 +59,8 @@ def open_model(
     if vae is not None:
         own = parts["vae"].config if "vae" in parts else None
         parts["vae"] = read_autoencoder(vae, variant, own if isinstance(own, AutoencoderConfig) else SD_VAE)
-    check_latents(chosen, parts)
+    if not in_pixels(found):
+        check_latents(chosen, parts)
     own_parts = dict(parts)  # `files` below loses those that can no longer be read again
     if vae_tiny is not None:
         parts[TINY] = small = read_tiny(vae_tiny, variant, parts["vae"])
@@ -66,11 +68,9 @@ def open_model(
         name: part.outline(precision) if asleep else part.load(precision, place, channels_last=place.type != "cpu")
         for name, part in parts.items()
     }
-    config = parts["vae"].config
-    latent = LatentFormat(
-        channels=config.latent_channels, factor=modules["vae"].factor, scale=config.scaling_factor,
-        shift=getattr(config, "shift_factor", None) or 0.0, rgb=chosen.rgb,
-    )
+    if in_pixels(found):
+        modules["vae"] = pixels(parts[chosen.denoiser])
+    latent = latent_format(chosen, parts, modules["vae"].factor)
     sample = parts[chosen.denoiser].config.sample_size
     choices = {"vae": vae, "variant": variant, "family": family, "prediction": prediction}
     return Model(
@@ -92,6 +92,37 @@ def open_model(
         opened={name: str(choice) for name, choice in choices.items() if choice is not None},
         files=parts,
         whole=dict(parts),
+    )
+
+
+def in_pixels(found: "Found") -> bool:
+    """Whether the model denoises pixels."""
+    return found.family.name == "unconditional" and "vae" not in found.parts
+
+
+def pixels(denoiser: Part) -> Pixels:
+    """What stands for the autoencoder of a denoiser of pixels.
+
+    Raises:
+        CheckpointError: what it denoises is no picture.
+    """
+    channels = denoiser.config.in_channels
+    if channels not in (1, 3):
+        raise CheckpointError(
+            f"{denoiser.where}: it denoises {channels} channels, and there is no autoencoder that makes a picture of "
+            "them; name one with --vae."
+        )
+    return Pixels(channels)
+
+
+def latent_format(family: Family, parts: Mapping[str, Part], factor: int) -> LatentFormat:
+    """How the autoencoder's latents become the denoiser's; pixels are their own."""
+    if "vae" not in parts:
+        return LatentFormat(parts[family.denoiser].config.in_channels, factor)
+    config = parts["vae"].config
+    return LatentFormat(
+        channels=getattr(config, "dim", config.latent_channels), factor=factor, scale=config.scaling_factor,
+        shift=getattr(config, "shift_factor", None) or 0.0, rgb=family.rgb,
     )
 
 
@@ -133,7 +164,7 @@ def in_folder(path: Path, variant: str | None, family: str | None) -> Found:
     chosen: Family = FAMILIES.get(family or family_of(folder))
     return Found(
         chosen,
-        folder.parts,
+        {"vae" if name == "vqvae" else name: part for name, part in folder.parts.items()},
         {name: tokenizer.load(place) for name, place in folder.tokenizers.items()},
         folder.schedulers.get("scheduler", chosen.scheduler),
         folder.options,
@@ -166,6 +197,9 @@ PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
     "StableDiffusionXLImg2ImgPipeline": lambda parts: "sdxl" if "text_encoder" in parts else "sdxl-refiner",
     "StableDiffusionXLInpaintPipeline": lambda parts: "sdxl-inpaint",
     "DiTPipeline": lambda parts: "dit",
+    "DDPMPipeline": lambda parts: "unconditional",
+    "DDIMPipeline": lambda parts: "unconditional",
+    "LDMPipeline": lambda parts: "unconditional",
 }
 """The family that a folder's pipeline class stands for; where a class serves several, the context's width decides."""
 
@@ -196,7 +230,8 @@ def judge(folder: Folder) -> tuple[str, tuple[str, ...]]:
     name = ""
     try:
         name = family_of(folder)
-        check_latents(FAMILIES.get(name), folder.parts)
+        if name != "unconditional":
+            check_latents(FAMILIES.get(name), folder.parts)
     except CheckpointError as problem:
         return name, (str(problem),)
     return name, ()

@@ -151,9 +151,10 @@ class Model:
 
     @property
     def multiple(self) -> int:
-        """What width and height must be multiples of: the family's number, or that of a transformer's patches."""
+        """What width and height must be multiples of: the family's number, or what the network itself says."""
         patch: int | None = getattr(getattr(self.network, "config", None), "patch_size", None)
-        return self.family.multiple if patch is None else patch * self.latent.factor
+        own: int | None = getattr(self.network, "multiple", patch)
+        return self.family.multiple if own is None else own * self.latent.factor
 
     @property
     def guides_itself(self) -> bool:

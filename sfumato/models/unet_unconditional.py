@@ -115,6 +115,11 @@ class UnconditionalUNet(nn.Module):
         self._timed = timed(self)
         self.time_widths = time_widths(self._timed)
 
+    @property
+    def multiple(self) -> int:
+        """What height and width must be multiples of."""
+        return 1 << (len(self.config.block_out_channels) - 1)
+
     def prepare_times(self, t: Tensor, conditioning: Conditioning | None = None) -> Times:
         """Everything that depends on the time and not on the picture, for a whole schedule.
 
