@@ -27,7 +27,7 @@ class Heatmaps:
 
     def __call__(self, q: Tensor, k: Tensor, name: str) -> None:
         """Hear an attention: q [B, heads, N, d], k [B, heads, L, d]."""
-        if not name.endswith(CROSS):
+        if not name.endswith(CROSS) or q.is_meta:  # a forecast counts what it would take, and looks at nothing
             return
         logits = q[0].float() @ k[0].float().transpose(1, 2) * q.shape[-1] ** -0.5
         weights = logits.softmax(-1).mean(0)  # [N, L]

@@ -88,6 +88,13 @@ def test_an_edit_and_lossy_ways_are_explained_too(pipe: Pipeline) -> None:
     assert len(found.words) == 3
 
 
+def test_in_little_memory_the_same_is_heard(pipe: Pipeline) -> None:
+    limited = sfumato.load(pipe.model.source, device="cpu", max_memory="2GB")
+    found, other = limited.explain("a red apple", **ASKED), pipe.explain("a red apple", **ASKED)
+    for a, b in zip(found.words, other.words, strict=True):
+        torch.testing.assert_close(a.heat, b.heat, rtol=1e-3, atol=1e-5)
+
+
 def test_the_command_saves_the_picture_and_a_sheet(
     pipe: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
