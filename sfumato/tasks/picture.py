@@ -188,6 +188,8 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as problem:
         raise RequestError(f"{path} cannot be read: {problem.strerror}.") from None
+    except ValueError as problem:  # no file can have such a name
+        raise RequestError(f"{str(path)!r} cannot be read: {problem}.") from None
 
 
 def grid(pictures: Sequence[Picture], columns: int | None = None) -> Picture:

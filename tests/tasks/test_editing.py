@@ -222,6 +222,7 @@ def test_pictures_in_memory(pipe: Pipeline, image: Path, mask: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ("a\0b.png", "null"), ("", "cannot be read"),
         ("no/such.png", "cannot be read"), ("data:image/png;base64,!", "cannot be read"), ("data:,abc", "not base64"),
         (f"data:image/png;base64,{base64.b64encode(b'GIF89a').decode()}", "image is not a PNG"),
         (3, "expected one picture"), (["a.png", "b.png"], "expected one picture"),
