@@ -23,6 +23,7 @@ class Request:
     depth: Annotated[str | None, "depth_to_image: picture, the whiter the nearer"] = None
     strength: Annotated[float | None, "0 to 1: share of the steps, and so how far from the image it may go"] = None
     mask_blur: Annotated[int | None, "pixels over which what is painted melts into what stays"] = None
+    mask_padding: Annotated[int | None, "draw only what lies so many pixels around the mask, and put it back"] = None
     noise_level: Annotated[int | None, "upscale: how noisy the image is made first; more invents more"] = None
     width: Annotated[int | None, "pixels"] = None
     height: Annotated[int | None, "pixels"] = None
@@ -65,15 +66,16 @@ class Request:
         for name in needed:
             if getattr(self, name) is None:
                 refuse("task", f"needs {name}")
-        for name in ("image", "mask", "depth", "strength", "mask_blur", "noise_level"):
+        for name in ("image", "mask", "depth", "strength", "mask_blur", "mask_padding", "noise_level"):
             if getattr(self, name) is not None and name not in (*needed, *more):
                 refuse(name, f"means nothing to {self.task}")
         if self.strength is not None and not 0 < self.strength <= 1:
             refuse("strength", "must be above 0, and 1 at most")
         if self.strength is not None and self.sigmas is not None:
             refuse("strength", "the sigmas say by themselves where the run begins; leave one of them out")
-        if self.mask_blur is not None and not 0 <= self.mask_blur <= 1000:
-            refuse("mask_blur", "must be from 0 to 1000")
+        for name in ("mask_blur", "mask_padding"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1000:
+                refuse(name, "must be from 0 to 1000")
         if self.noise_level is not None and not 0 <= self.noise_level <= 350:
             refuse("noise_level", "must be from 0 to 350, which is what upscalers were trained on")
         for name in ("width", "height", "steps", "guidance_channels"):
@@ -106,7 +108,7 @@ class Request:
 
 GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "image_to_image": (("image",), ("strength",)),
-    "inpaint": (("image", "mask"), ("strength", "mask_blur")),
+    "inpaint": (("image", "mask"), ("strength", "mask_blur", "mask_padding")),
     "depth_to_image": (("image", "depth"), ("strength",)),
     "upscale": (("image",), ("noise_level",)),
 }

@@ -38,6 +38,7 @@ class Given:
         blur: pixels, see ``Request.mask_blur``.
         prints: SHA-256 of their files, by the names of the request's fields.
         notes: what was done to them.
+        whole: the image of which this is a part, with the mask's part of it, and where it lies; None: it is all.
     """
 
     image: Image.Image
@@ -46,6 +47,7 @@ class Given:
     blur: int
     prints: Mapping[str, str]
     notes: tuple[str, ...]
+    whole: "Whole | None" = None
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -83,8 +85,26 @@ class Given:
     def onto(self, drawn: Picture) -> Picture:
         """What was drawn where it was to be, on the image as it was; they melt into each other at the edge."""
         assert self.mask is not None
-        soft = self.mask.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else self.mask
-        return Picture(Image.composite(drawn.image, self.image, soft), drawn.recipe)
+        image, mask, painted = self.image, self.mask, drawn.image
+        if self.whole is not None:
+            image, mask, box = self.whole
+            painted = image.copy()
+            size = box[2] - box[0], box[3] - box[1]
+            painted.paste(drawn.image.resize(size, Image.Resampling.LANCZOS), box[:2])
+        soft = mask.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else mask
+        return Picture(Image.composite(painted, image, soft), drawn.recipe)
+
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, in pixels."""
+
+
+class Whole(NamedTuple):
+    """An image of which only a part is drawn."""
+
+    image: Image.Image
+    mask: Image.Image
+    box: Box
 
 
 class File(NamedTuple):
@@ -135,7 +155,7 @@ def frame(request: Request, files: Mapping[str, File], size: tuple[int, int]) ->
     """
     image = files["image"].picture.image
     notes = [f"The {name}: {note}" for name, file in files.items() for note in file.picture.notes]
-    if image.size != size:
+    if image.size != size and request.mask_padding is None:
         cut = abs(image.width * size[1] - image.height * size[0]) >= max(image.size)
         notes.append(
             f"The image of {image.width} x {image.height} pixels was scaled to {size[0]} x {size[1]}"
@@ -147,12 +167,37 @@ def frame(request: Request, files: Mapping[str, File], size: tuple[int, int]) ->
         if grey.size != image.size:
             notes.append(f"The {name} of {grey.width} x {grey.height} pixels was scaled to the image.")
             grey = grey.resize(image.size, Image.Resampling.BILINEAR)
-        greys[name] = ImageOps.fit(grey, size, Image.Resampling.BILINEAR)
-    if "mask" in greys and np.asarray(greys["mask"]).max() < 128:
-        raise RequestError("The mask is black everywhere, so nothing would be painted: white is where it is.")
+        greys[name] = grey
+    whole = None
+    if "mask" in greys:
+        found = greys["mask"].point(lambda grey: 255 * (grey >= 128)).getbbox()
+        if found is None:
+            raise RequestError("The mask is black everywhere, so nothing would be painted: white is where it is.")
+        if request.mask_padding is not None:
+            whole = Whole(image, greys["mask"], around(found, request.mask_padding, size, image.size))
+            image, greys["mask"] = image.crop(whole.box), greys["mask"].crop(whole.box)
+            notes.append(f"Of the image {image.width} x {image.height} pixels were drawn, at {size[0]} x {size[1]}.")
     fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    told = {name: ImageOps.fit(grey, size, Image.Resampling.BILINEAR) for name, grey in greys.items()}
     prints = {name: file.sha256 for name, file in files.items()}
-    return Given(fitted, greys.get("mask"), greys.get("depth"), request.mask_blur or 0, prints, tuple(notes))
+    return Given(fitted, told.get("mask"), told.get("depth"), request.mask_blur or 0, prints, tuple(notes), whole)
+
+
+def around(box: Box, padding: int, proportions: tuple[int, int], size: tuple[int, int]) -> Box:
+    """The smallest part of a picture that holds a box with so much around it, in these proportions if there is room.
+
+    Args:
+        proportions, size: width and height, of the part and of the picture.
+    """
+    left, top, right, bottom = box
+    least = right - left + 2 * padding, bottom - top + 2 * padding
+    scale = max(n / p for n, p in zip(least, proportions, strict=True))
+    wanted = (min(round(p * scale), n) for p, n in zip(proportions, size, strict=True))
+    (x0, x1), (y0, y1) = (
+        (begin := min(max((low + high - length) // 2, 0), most - length), begin + length)
+        for low, high, length, most in zip((left, top), (right, bottom), wanted, size, strict=True)
+    )
+    return x0, y0, x1, y1
 
 
 def _read(text: str, name: str) -> File:

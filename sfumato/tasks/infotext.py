@@ -91,6 +91,7 @@ FIELDS = {
     "Batch size": _Field("count", int),
     "Denoising strength": _Field("strength", float, _number),
     "Mask blur": _Field("mask_blur", int),
+    "Masked area padding": _Field("mask_padding", int),
     "Noise level": _Field("noise_level", int),
     "Clip skip": _Field("clip_skip", int),
     "Eta": _Field("eta", float, _number),

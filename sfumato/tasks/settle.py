@@ -89,7 +89,7 @@ def settle(request: Request, model: Model) -> Settled:
         )
     files = brought(request)
     sides: dict[str, Any] = {"width": model.size, "height": model.size}
-    if files:
+    if files and request.mask_padding is None:
         times = model.latent.factor if request.task == "upscale" else None
         sides = size_for(request, files["image"].picture, model.size, model.multiple, times)
     blanks = {**family.defaults, **defaults(request), **sides, "seed": secrets.randbits(32)}

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import sfumato
@@ -19,6 +21,7 @@ from sfumato.core.request import Request
 from sfumato.engine.driver import Progress
 from sfumato.engine.residence import Holding, Where
 from sfumato.tasks.batcher import Batcher
+from sfumato.tasks.given import around
 from sfumato.tasks.image_to_image import Redrawing
 from sfumato.tasks.infotext import read
 from sfumato.tasks.inpaint import Inpainting
@@ -220,7 +223,7 @@ def test_pictures_in_memory(pipe: Pipeline, image: Path, mask: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("name", "said"),
     [
         ("a\0b.png", "null"), ("", "cannot be read"),
         ("no/such.png", "cannot be read"), ("data:image/png;base64,!", "cannot be read"), ("data:,abc", "not base64"),
@@ -228,9 +231,9 @@ def test_pictures_in_memory(pipe: Pipeline, image: Path, mask: Path) -> None:
         (3, "expected one picture"), (["a.png", "b.png"], "expected one picture"),
     ],
 )  # fmt: skip
-def test_what_is_no_picture_is_refused(pipe: Pipeline, given: Any, said: str) -> None:
+def test_what_is_no_picture_is_refused(pipe: Pipeline, name: Any, said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        pipe("a cat", image=given, **ASKED)
+        pipe("a cat", image=name, **ASKED)
 
 
 def test_masks_of_other_sizes_and_black_ones(pipe: Pipeline, image: Path, tmp_path: Path) -> None:
@@ -240,6 +243,44 @@ def test_masks_of_other_sizes_and_black_ones(pipe: Pipeline, image: Path, tmp_pa
     Image.new("L", (72, 64), 0).save(tmp_path / "black.png")
     with pytest.raises(RequestError, match="black everywhere"):
         pipe("a cat", image=image, mask=tmp_path / "black.png", **ASKED)
+
+
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)), st.tuples(st.integers(8, 600), st.integers(8, 600)),
+    st.integers(0, 40), st.data(),
+)  # fmt: skip
+def test_a_part_holds_what_it_must(
+    size: tuple[int, int], proportions: tuple[int, int], padding: int, data: st.DataObject
+) -> None:
+    (left, right), (top, bottom) = (
+        sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in size
+    )
+    x0, y0, x1, y1 = around((left, top, right, bottom), padding, proportions, size)
+    assert 0 <= x0 <= left < right <= x1 <= size[0]
+    assert 0 <= y0 <= top < bottom <= y1 <= size[1]
+    if x1 - x0 < size[0] and y1 - y0 < size[1]:
+        assert abs((x1 - x0) * proportions[1] - (y1 - y0) * proportions[0]) <= max(proportions)
+        assert x1 - x0 >= right - left + 2 * padding - 1
+
+
+def test_only_what_lies_around_a_mask_is_drawn(pipe: Pipeline, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (120, 300, 3), dtype=np.uint8)
+    grey = np.zeros((120, 300), dtype=np.uint8)
+    grey[20:50, 250:270] = 255
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    told: dict[str, Any] = {"image": tmp_path / "large.png", "mask": data(grey), "mask_padding": 10, **ASKED}
+    found = pipe("a cat", mask_blur=0, **told)
+    [picture] = found.pictures
+    assert picture.image.size == (300, 120)
+    assert np.array_equal(picture.pixels[grey == 0], pixels[grey == 0])
+    assert not np.array_equal(picture.pixels[grey > 0], pixels[grey > 0])
+    assert found.latents.shape[-2:] == (8, 8)
+    assert "Of the image 50 x 50 pixels were drawn, at 64 x 64." in found.notes
+    by_hand = pipe("a cat", image=Image.fromarray(pixels[10:60, 235:285]), mask=data(grey[10:60, 235:285]), width=64,
+                   height=64, **ASKED)  # fmt: skip
+    assert torch.equal(found.latents, by_hand.latents)
+    soft = pipe("a cat", mask_blur=3, **told).pictures[0].pixels
+    assert np.array_equal(soft[:, :230], pixels[:, :230])
 
 
 def test_a_transparent_image_is_put_on_white_and_said(pipe: Pipeline) -> None:
