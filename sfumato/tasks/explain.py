@@ -20,9 +20,6 @@ from sfumato.tasks.text_to_image import Result
 from sfumato.text.chunks import split
 from sfumato.text.prompt import parse
 
-HELD = 77
-"""Positions of the context that a piece of a prompt takes, its start and its end among them."""
-
 SHADES = ("#1a1a40", "#c8443c", "#ffe08a")
 """From nothing to most."""
 
@@ -74,10 +71,9 @@ class Explanation(NamedTuple):
             side: of each, see ``over``.
             columns: side by side.
         """
-        size = self.over(self.words[0], side).size
-        shown = [(self.picture.image.resize(size, Image.Resampling.LANCZOS), "")]
-        shown += [(self.over(word, side), f"{word.text}   {word.share:.1%}") for word in self.words]
-        made = grid([Picture(_captioned(image, text)) for image, text in shown], columns)
+        shown = [(self.over(word, side), f"{word.text}   {word.share:.1%}") for word in self.words]
+        whole = self.picture.image.resize(shown[0][0].size, Image.Resampling.LANCZOS)
+        made = grid([Picture(_captioned(image, text)) for image, text in [(whole, ""), *shown]], columns)
         words = [{"word": word.text, "share": round(word.share, 5)} for word in self.words]
         return Picture(made.image, {**self.picture.recipe, "explained": words})
 
@@ -122,7 +118,7 @@ def words_of(model: Model, request: Request) -> list[tuple[str, Sequence[int]]]:
             if ended:
                 found.append(("", []))
             word, columns = found.pop()
-            found.append((word + text, [*columns, HELD * number + 1 + place]))
+            found.append((word + text, [*columns, tokenizer.length * number + 1 + place]))
             ended = tokenizer.ends_word(token)
     return [(word, columns) for word, columns in found if any(sign.isalnum() for sign in word)]
 
