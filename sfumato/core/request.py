@@ -66,7 +66,7 @@ class Request:
         for name in needed:
             if getattr(self, name) is None:
                 refuse("task", f"needs {name}")
-        for name in ("image", "mask", "depth", "strength", "mask_blur", "mask_padding", "noise_level"):
+        for name in TOLD:
             if getattr(self, name) is not None and name not in (*needed, *more):
                 refuse(name, f"means nothing to {self.task}")
         if self.strength is not None and not 0 < self.strength <= 1:
@@ -113,6 +113,9 @@ GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "upscale": (("image",), ("noise_level",)),
 }
 """Fields without which a task cannot be, and those that mean something to it; to any other they mean nothing."""
+
+TOLD = tuple(dict.fromkeys(name for both in GIVEN.values() for names in both for name in names))
+"""All of these fields."""
 
 MAX_PROMPT = 20_000
 """Characters. A limit against requests that would run for hours, far above any prompt a person writes."""

@@ -2,8 +2,8 @@
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sfumato import guidance
@@ -87,10 +87,10 @@ def settle(request: Request, model: Model) -> Settled:
             f"steps = {request.steps}, and there are {len(request.sigmas)} sigmas, which are {len(request.sigmas) - 1} "
             "steps: leave steps out."
         )
-    files = brought(request)
+    files, kind = brought(request), KINDS[request.task]
     sides: dict[str, Any] = {"width": model.size, "height": model.size}
     if files and request.mask_padding is None:
-        times = model.latent.factor if request.task == "upscale" else None
+        times = model.latent.factor if kind.enlarges else None
         sides = size_for(request, files["image"].picture, model.size, model.multiple, times)
     blanks = {**family.defaults, **defaults(request), **sides, "seed": secrets.randbits(32)}
     request = replace(request, **{name: value for name, value in blanks.items() if getattr(request, name) is None})
@@ -128,14 +128,14 @@ def settle(request: Request, model: Model) -> Settled:
         wished |= mode.guidance()
     guide = guidance.build(1.0 if model.guides_itself else request.cfg_scale, **{**plan.guidance, **wished})
     wanted = {name for sigma in sigmas[:-1] for name in guide.wants(sigma)}
-    factor, beside = model.latent.factor, channels_beside(request, model)
-    shrink = factor if request.task == "upscale" else 1  # the image stands beside the latents as it is
+    factor, latents, beside = model.latent.factor, model.latent.channels, channels_beside(request, model)
+    shrink = factor if kind.enlarges else 1  # the image stands beside the latents as it is
     return Settled(
         request=replace(
             request, sampler=plan.sampler, spacing=plan.spacing, steps=len(whole) - 1, lossy=tuple(map(str, modes))
         ),
         seeds=[(request.seed + i) % 2**64 for i in range(request.count)],
-        latent_shape=(model.latent.channels, request.height // factor, request.width // factor),
+        latent_shape=(latents, request.height // factor, request.width // factor),
         plan=plan,
         sigmas=sigmas,
         options={} if request.eta is None else {"eta": request.eta},
@@ -144,22 +144,43 @@ def settle(request: Request, model: Model) -> Settled:
         modes=modes,
         given=frame(request, files, (request.width // shrink, request.height // shrink)) if files else None,
         beside=beside,
-        encodings=1 + (beside > 0 and request.task == "inpaint") if files and request.task != "upscale" else 0,
+        encodings=kind.encodings * (2 if beside > latents else 1),
     )
 
 
 def defaults(request: Request) -> dict[str, Any]:
     """What a task fills blanks with; where sigmas are given, they say how much is done of an image."""
-    found = dict(DEFAULTS.get(request.task, {}))
+    found = dict(KINDS[request.task].defaults)
     if request.sigmas is not None:
         found.pop("strength", None)
     return found
 
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "image_to_image": {"strength": 0.75}, "inpaint": {"strength": 1.0, "mask_blur": 4},
-    "depth_to_image": {"strength": 0.75}, "upscale": {"noise_level": 20},
+@dataclass(frozen=True)
+class Kind:
+    """What is decided for a task beforehand.
+
+    Attributes:
+        defaults: what it fills blanks with.
+        encodings: how many pictures are encoded; twice as many where latents of what a mask leaves stand beside.
+        beside: how many channels may stand beside so many of the latents.
+        enlarges: the image is smaller than what is drawn, by the autoencoder's factor.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    encodings: int = 0
+    beside: Callable[[int], tuple[int, ...]] = lambda latents: (0,)
+    enlarges: bool = False
+
+
+KINDS = {
+    "text_to_image": Kind(),
+    "image_to_image": Kind({"strength": 0.75}, encodings=1),
+    "inpaint": Kind({"strength": 1.0, "mask_blur": 4}, encodings=1, beside=lambda latents: (0, latents + 1)),
+    "depth_to_image": Kind({"strength": 0.75}, encodings=1, beside=lambda latents: (1,)),
+    "upscale": Kind({"noise_level": 20}, beside=lambda latents: (3,), enlarges=True),
 }
+"""By the names of ``tasks.TASKS``."""
 
 
 def last_steps(steps: int, strength: float) -> int:
@@ -186,7 +207,7 @@ def channels_beside(request: Request, model: Model) -> int:
     latents = model.latent.channels
     channels = getattr(getattr(model.network, "config", None), "in_channels", latents)
     beside: int = channels - latents
-    can = {"inpaint": (0, 1 + latents), "depth_to_image": (1,), "upscale": (3,)}.get(request.task, (0,))
+    can = KINDS[request.task].beside(latents)
     if beside not in can:
         raise RequestError(
             f"The denoiser takes {channels} channels, {beside} beside those of the latents; {request.task} is for "

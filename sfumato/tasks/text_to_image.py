@@ -94,9 +94,9 @@ class Beginning(NamedTuple):
     Attributes:
         x: [n, C, h, w] in the variance-exploding frame, at the first sigma.
         streams: of what is drawn later.
-        keep: makes of a sampler, and the sigma where it ends, one that leaves part of the pictures as it is; for
-            networks that are not given
-        beside: [n, C', h, w], channels beside x.
+        keep: makes of a sampler, and the sigma where it ends, one that leaves part of the pictures as it is; used with
+            networks that are given nothing beside x.
+        beside: [n, C', h, w], channels beside x, for those that are.
     """
 
     x: Tensor

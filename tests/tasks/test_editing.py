@@ -17,9 +17,10 @@ from PIL import Image
 import sfumato
 from sfumato.cli import main
 from sfumato.core.errors import RequestError
-from sfumato.core.request import Request
+from sfumato.core.request import GIVEN, Request
 from sfumato.engine.driver import Progress
 from sfumato.engine.residence import Holding, Where
+from sfumato.tasks import TASKS
 from sfumato.tasks.batcher import Batcher
 from sfumato.tasks.given import around
 from sfumato.tasks.image_to_image import Redrawing
@@ -27,7 +28,7 @@ from sfumato.tasks.infotext import read
 from sfumato.tasks.inpaint import Inpainting
 from sfumato.tasks.picture import Picture
 from sfumato.tasks.pipeline import Pipeline
-from sfumato.tasks.settle import settle
+from sfumato.tasks.settle import KINDS, settle
 from sfumato.tasks.text_to_image import draw
 from tests.parity import tiny
 
@@ -57,6 +58,10 @@ def mask(image: Path) -> Path:
     grey[:, 40:] = 255
     Image.fromarray(grey).save(path)
     return path
+
+
+def test_what_is_known_of_tasks_is_known_of_all() -> None:
+    assert set(KINDS) == set(TASKS.targets) == {"text_to_image", *GIVEN}
 
 
 def test_the_task_is_what_is_given(image: Path) -> None:
