@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.engine.recorded import making_room, recorded_decoder
 from sfumato.families.types import TINY, Model
@@ -23,12 +23,28 @@ TILE, OVERLAP = 64, 16
 """Latent positions: side of a tile unless the caller says otherwise, and what neighbours share of a full one."""
 
 
-def tile_of(model: Model, latent_shape: tuple[int, ...], tile: int | None) -> int | None:
-    """Side of the tiles in which latents (..., h, w) are decoded; None: whole."""
-    height, width = latent_shape[-2:]
-    if tile is None:
-        return TILE if max(height, width) * model.latent.factor > TILE_ABOVE else None
-    return tile if max(height, width) > tile else None
+class Tiles(NamedTuple):
+    """Side and shared part of the tiles in which an autoencoder works, in latent positions."""
+
+    tile: int
+    overlap: int
+
+
+def tiles_of(model: Model, latent_shape: tuple[int, ...], tile: int | None) -> Tiles | None:
+    """How latents (..., h, w) are tiled; None: not at all.
+
+    Args:
+        tile: the side that is wanted; None: no tiles, unless the picture is huge.
+    """
+    longest = max(latent_shape[-2:])
+    side = TILE if tile is None else tile
+    whole = longest * model.latent.factor <= TILE_ABOVE if tile is None else longest <= side
+    return None if whole else Tiles(side, side * OVERLAP // TILE)
+
+
+def precision_of(autoencoder: nn.Module) -> torch.dtype:
+    """What it computes in; packed for the CPU, it has no parameters that would tell."""
+    return next((p.dtype for p in autoencoder.parameters()), torch.float32)
 
 
 @torch.inference_mode()
@@ -50,16 +66,15 @@ def decode(
         NumericError: the latents, or the pictures even in float32, are not finite.
     """
     autoencoder = model.parts[part]
-    dtype = next((p.dtype for p in autoencoder.parameters()), torch.float32)  # packed for the CPU, it has none
     latent = model.latent
     if part == TINY:  # made for the diffusion model's own scale, or one that its config names
         config = cast(TinyAutoencoder, autoencoder).config
         latent = replace(latent, scale=config.scaling_factor, shift=config.shift_factor)
-    z = latent.to_autoencoder(latents).to(dtype)
-    side = tile_of(model, tuple(latents.shape), tile)
+    z = latent.to_autoencoder(latents).to(precision_of(autoencoder))
+    tiles = tiles_of(model, tuple(latents.shape), tile)
     how: Callable[[Codec, Tensor], Tensor] = decode_whole
-    if side is not None:
-        how = partial(decode_tiled, tile=side, overlap=side * OVERLAP // TILE)
+    if tiles is not None:
+        how = partial(decode_tiled, tile=tiles.tile, overlap=tiles.overlap)
     elif recorded:
         how = recorded_decoder(autoencoder, model.device)
     pictures, notes = [], []

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sfumato.engine.decode import OVERLAP, TILE, tile_of
+from sfumato.engine.decode import precision_of, tiles_of
 from sfumato.families.types import Model
 from sfumato.models.latents import Codec, Gaussian
 from sfumato.models.overflow import CodecModule, encode_safely, encode_whole
@@ -29,11 +29,11 @@ def encode(model: Model, pixels: Tensor, tile: int | None = None) -> tuple[Gauss
         NumericError: the latents are not finite, even in float32.
     """
     autoencoder = model.parts["vae"]
-    dtype = next((p.dtype for p in autoencoder.parameters()), torch.float32)  # packed for the CPU, it has none
     height, width = (side // model.latent.factor for side in pixels.shape[-2:])
-    side = tile_of(model, (height, width), tile)
+    tiles = tiles_of(model, (height, width), tile)
     how: Callable[[Codec, Tensor], Gaussian] = encode_whole
-    if side is not None:
-        how = partial(encode_tiled, tile=side, overlap=side * OVERLAP // TILE)
-    found, note = encode_safely(cast(CodecModule, autoencoder), pixels.to(model.device, dtype), how)
+    if tiles is not None:
+        how = partial(encode_tiled, tile=tiles.tile, overlap=tiles.overlap)
+    pixels = pixels.to(model.device, precision_of(autoencoder))
+    found, note = encode_safely(cast(CodecModule, autoencoder), pixels, how)
     return Gaussian(found.mean.float(), found.log_variance.float()), note

@@ -59,8 +59,7 @@ def open_model(
     if vae is not None:
         own = parts["vae"].config if "vae" in parts else None
         parts["vae"] = read_autoencoder(vae, variant, own if isinstance(own, AutoencoderConfig) else SD_VAE)
-    if not in_pixels(found):
-        check_latents(chosen, parts)
+    check_latents(chosen, parts)
     own_parts = dict(parts)  # `files` below loses those that can no longer be read again
     if vae_tiny is not None:
         parts[TINY] = small = read_tiny(vae_tiny, variant, parts["vae"])
@@ -68,7 +67,7 @@ def open_model(
         name: part.outline(precision) if asleep else part.load(precision, place, channels_last=place.type != "cpu")
         for name, part in parts.items()
     }
-    if in_pixels(found):
+    if "vae" not in parts:
         modules["vae"] = pixels(parts[chosen.denoiser])
     latent = latent_format(chosen, parts, modules["vae"].factor)
     sample = parts[chosen.denoiser].config.sample_size
@@ -95,11 +94,6 @@ def open_model(
     )
 
 
-def in_pixels(found: "Found") -> bool:
-    """Whether the model denoises pixels."""
-    return found.family.name == "unconditional" and "vae" not in found.parts
-
-
 def pixels(denoiser: Part) -> Pixels:
     """What stands for the autoencoder of a denoiser of pixels.
 
@@ -121,9 +115,15 @@ def latent_format(family: Family, parts: Mapping[str, Part], factor: int) -> Lat
         return LatentFormat(parts[family.denoiser].config.in_channels, factor)
     config = parts["vae"].config
     return LatentFormat(
-        channels=getattr(config, "dim", config.latent_channels), factor=factor, scale=config.scaling_factor,
+        channels=latent_channels(config), factor=factor, scale=config.scaling_factor,
         shift=getattr(config, "shift_factor", None) or 0.0, rgb=family.rgb,
     )
+
+
+def latent_channels(config: Any) -> int:
+    """Of an autoencoder's latents; those of a codebook have as many as its entries."""
+    found: int = getattr(config, "dim", config.latent_channels)
+    return found
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def in_folder(path: Path, variant: str | None, family: str | None) -> Found:
     chosen: Family = FAMILIES.get(family or family_of(folder))
     return Found(
         chosen,
-        {"vae" if name == "vqvae" else name: part for name, part in folder.parts.items()},
+        parts_of(folder),
         {name: tokenizer.load(place) for name, place in folder.tokenizers.items()},
         folder.schedulers.get("scheduler", chosen.scheduler),
         folder.options,
@@ -184,6 +184,11 @@ def in_file(path: Path, family: str | None, prediction: str | None) -> Found:
     }
     scheduler = scheduler_of(chosen, predicted, file.tensors)
     return Found(chosen, variant.layout.take_apart(file).parts, towers, scheduler, {}, path)
+
+
+def parts_of(folder: Folder) -> dict[str, Part]:
+    """By the names that they have here: an autoencoder is ``vae``, of whatever kind."""
+    return {"vae" if name == "vqvae" else name: part for name, part in folder.parts.items()}
 
 
 PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
@@ -230,8 +235,7 @@ def judge(folder: Folder) -> tuple[str, tuple[str, ...]]:
     name = ""
     try:
         name = family_of(folder)
-        if name != "unconditional":
-            check_latents(FAMILIES.get(name), folder.parts)
+        check_latents(FAMILIES.get(name), parts_of(folder))
     except CheckpointError as problem:
         return name, (str(problem),)
     return name, ()
@@ -240,14 +244,17 @@ def judge(folder: Folder) -> tuple[str, tuple[str, ...]]:
 def check_latents(family: Family, parts: Mapping[str, Part]) -> None:
     """Refuse an autoencoder whose latents the denoiser was not trained on, as far as shapes and configs can tell."""
     if "vae" not in parts:
+        if family.pixels:
+            return
         raise CheckpointError("The model has no autoencoder (vae); name one with --vae.")
     config, denoiser = parts["vae"].config, parts[family.denoiser].config
-    channels = getattr(denoiser, "predicted_channels", getattr(denoiser, "out_channels", config.latent_channels))
+    latents = latent_channels(config)
+    channels = getattr(denoiser, "predicted_channels", getattr(denoiser, "out_channels", latents))
     if channels == 2 * getattr(denoiser, "in_channels", 0):  # the second half is the learned variance
         channels = denoiser.in_channels
-    if config.latent_channels != channels:
+    if latents != channels:
         raise CheckpointError(
-            f"{parts['vae'].where}: its latents have {config.latent_channels} channels, the denoiser's {channels}. "
+            f"{parts['vae'].where}: its latents have {latents} channels, the denoiser's {channels}. "
             "It is the autoencoder of another model."
         )
     scales = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "sd2-upscale": X4_UPSCALER_VAE.scaling_factor}

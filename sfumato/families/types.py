@@ -65,6 +65,7 @@ class Family:
         uses: request fields that mean something to this family and not to all; the others of ``OPTIONAL`` are refused.
         rgb: see ``LatentFormat``.
         denoiser: the name of the part that denoises.
+        pixels: without an autoencoder it denoises pixels; others have to have one.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Family:
     uses: tuple[str, ...] = ()
     rgb: tuple[tuple[float, float, float], ...] = ()
     denoiser: str = "unet"
+    pixels: bool = False
 
     def check_size(self, width: int, height: int, multiple: int) -> None:
         """Refuse what the network cannot take, and name the nearest that it can."""

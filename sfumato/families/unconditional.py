@@ -33,7 +33,7 @@ def condition(model: Model, request: Request, names: Sequence[str]) -> Prompts:
 
 
 UNCONDITIONAL = Family(
-    name="unconditional", title="An unconditional model", size=32, condition=condition, multiple=1,
+    name="unconditional", title="An unconditional model", size=32, condition=condition, multiple=1, pixels=True,
     defaults={"steps": 100, "cfg_scale": 1.0},
     scheduler={"_class_name": "DDPMScheduler", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
                "num_train_timesteps": 1000},

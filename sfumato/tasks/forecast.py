@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfumato.core.errors import CapacityError
 from sfumato.core.request import Request
 from sfumato.core.sizes import show_bytes
-from sfumato.engine.decode import OVERLAP, TILE, tile_of
+from sfumato.engine.decode import tiles_of
 from sfumato.engine.denoiser import Ask, Denoiser, Place
 from sfumato.engine.meta import META
 from sfumato.engine.pack import FAST, SMALL, Eight
@@ -248,7 +248,7 @@ class Forecaster:
         """
         names = len(self.settled.names)
         for tile in TILES if tiled else (None,):
-            if tile is not None and tile_of(self.ways[-1][0], self.settled.latent_shape, tile) is None:
+            if tile is not None and tiles_of(self.ways[-1][0], self.settled.latent_shape, tile) is None:
                 continue
             together = min(len(self.settled.seeds), pictures_together(self.settled, USUAL.rows))
             found = Holding(where, USUAL.rows, tile, growth)
@@ -367,12 +367,11 @@ class Forecaster:
     def _tiles(self, model: Model, tile: int | None) -> tuple[int, int, int]:
         """Height and width of the autoencoder's tiles in latent positions, and how many there are to a picture."""
         height, width = self.settled.latent_shape[1:]
-        side = tile_of(model, self.settled.latent_shape, tile)
-        if side is None:
+        tiles = tiles_of(model, self.settled.latent_shape, tile)
+        if tiles is None:
             return height, width, 1
-        overlap = side * OVERLAP // TILE
-        count = len([*spans(height, side, overlap)]) * len([*spans(width, side, overlap)])
-        return min(height, side), min(width, side), count
+        count = len([*spans(height, *tiles)]) * len([*spans(width, *tiles)])
+        return min(height, tiles.tile), min(width, tiles.tile), count
 
     def _canvas(self, channels: int, factor: int) -> int:
         """Bytes of what tiles are gathered in: their sum, its quotient, the weights."""

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 import sfumato
+from sfumato.checkpoints.diffusers import read_folder
 from sfumato.core.errors import CheckpointError, RequestError
+from sfumato.families.load import judge
 from tests.parity import tiny
 
 
@@ -77,6 +79,11 @@ def test_latents(tmp_path: Path) -> None:
     [found] = pipe(steps=10, seed=5, noise="torch").pictures
     assert found.image.size == (64, 64)
     assert np.abs(found.pixels / 255 - drawn[0]).max() < 5e-3
+    assert judge(read_folder(tmp_path)) == ("unconditional", ())
+    unet(in_channels=4, out_channels=4).save_pretrained(tmp_path / "unet")
+    family, (problem,) = judge(read_folder(tmp_path))
+    assert family == "unconditional"
+    assert "latents have 3 channels, the denoiser's 4" in problem
 
 
 def test_classes(tmp_path: Path) -> None:

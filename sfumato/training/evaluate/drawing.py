@@ -10,10 +10,8 @@ from sfumato.core.request import Request
 from sfumato.engine.decode import decode
 from sfumato.engine.denoiser import Denoiser
 from sfumato.engine.driver import run
-from sfumato.engine.streams import Streams
 from sfumato.families.types import Model
-from sfumato.tasks.settle import settle
-from sfumato.tasks.text_to_image import Beginning, Run
+from sfumato.tasks.text_to_image import Drawing
 
 TOGETHER = 32
 
@@ -27,17 +25,16 @@ def draw(model: Model, requests: Sequence[Request]) -> Tensor:
     """
     pictures = []
     for start in range(0, len(requests), TOGETHER):
-        jobs, scales = [], []
+        drawings = [Drawing(model, request) for request in requests[start : start + TOGETHER]]
+        jobs = []
         shared: Denoiser | None = None
-        for request in requests[start : start + TOGETHER]:
-            settled = settle(request, model)
-            made = Run(model, settled, settled.sigmas)
+        for drawing in drawings:
+            drawing.prepare()
+            [made] = drawing.runs
             shared = shared or replace(made.denoiser(), rows=2 * TOGETHER)
-            streams = Streams(settled.seeds, settled.latent_shape, model.device, settled.request.noise)
-            x = streams() * made.plan.initial_scale(settled.sigmas[0])
-            jobs.append(made.job(x, Beginning(x, streams), None, shared))
-            scales.append(made.plan.final_scale(settled.sigmas[-1]))
-        latents = torch.cat([x * scale for x, scale in zip(run(jobs), scales, strict=True)])
+            begun = drawing.begin(drawing.settled.seeds)
+            jobs.append(made.job(begun.x, begun, None, shared))
+        latents = torch.cat([drawing.end(x) for drawing, x in zip(drawings, run(jobs), strict=True)])
         pictures.append(decode(model, latents)[0])
     return torch.cat(pictures)
 
