@@ -76,7 +76,7 @@ def locate(wanted: Wanted, folder: Path | None) -> Path:
             return _in_folder(path)
         if path.exists():
             return path
-    known = _listed(folder)
+    known = listed(folder)
     if found := known.get(wanted.name):
         if len(found) > 1:
             raise CheckpointError(f"Several LoRAs are called {wanted.name!r}: {', '.join(map(str, found))}.")
@@ -88,7 +88,7 @@ def locate(wanted: Wanted, folder: Path | None) -> Path:
     raise CheckpointError(f"There is no LoRA {wanted.name!r}: {where}{nearest(wanted.name, known)}")
 
 
-def _listed(folder: Path | None) -> dict[str, list[Path]]:
+def listed(folder: Path | None) -> dict[str, list[Path]]:
     """The files of the folder of LoRAs, by their names without suffix."""
     found: dict[str, list[Path]] = defaultdict(list)
     if folder is not None:

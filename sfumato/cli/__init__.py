@@ -29,6 +29,7 @@ COMMANDS = {
     "reconstruct": Command("sfumato.cli.reconstruct:Reconstruct", "a picture through an autoencoder and back"),
     "samplers": Command("sfumato.cli.samplers:Samplers", "the samplers and spacings, and the names they answer to"),
     "models": Command("sfumato.cli.models:Models", "the families that are known, and the models in the local cache"),
+    "serve": Command("sfumato.cli.serve:Serve", "draw for many, over HTTP, and on a page in the browser"),
     "train": Command("sfumato.cli.train:Train", "train a model from a recipe, or go on with it"),
     "eval": Command("sfumato.cli.eval:Eval", "measure a model, or a run, on a data set"),
     "data check": Command("sfumato.cli.data:Check", "look through a data set before training on it"),

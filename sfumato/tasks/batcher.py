@@ -190,6 +190,8 @@ class Batcher:
             self._ended(job)
         if self._drawn:
             self._decode(*self._drawn.popleft())
+        if not self.busy:
+            self._denoisers.clear()  # the model's parts may be others when the next request comes
 
     def _serve(self) -> None:
         while True:

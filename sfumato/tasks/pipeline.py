@@ -174,7 +174,7 @@ class Pipeline:
         request = requested(prompt, fields)
         limit = self.limit if max_memory is None else parse_bytes(max_memory)
         task = TASKS.get(request.task)
-        self._adapt(request)
+        self.adapt(request)
         if limit is None:
             self.make_ready(request)
             return draw(task, self.model, request, on_step, self.refiner)
@@ -201,10 +201,10 @@ class Pipeline:
             RequestError: the request cannot be drawn, or there is nothing to explain.
         """
         request = requested(prompt, fields)
-        self._adapt(request)
+        self.adapt(request)
         return explain(self.model, request, partial(self, on_step=on_step))
 
-    def _adapt(self, request: Request) -> None:
+    def adapt(self, request: Request) -> None:
         """Give the model the adapters that the request asks for, and no others."""
         changed = set(adapt(self.model, asked(request), self.lora_folder))
         ready = (self.is_ready and self.compiled is not None) or bool(self.model.packed & changed)
@@ -219,7 +219,7 @@ class Pipeline:
         Args:
             again: measure this machine even if it is known.
         """
-        self._adapt(request)
+        self.adapt(request)
         return self._forecaster(request, rates(self.model.device, self.model.dtype, __name__, again))
 
     def _forecaster(self, request: Request, speeds: Rates) -> Forecaster:
