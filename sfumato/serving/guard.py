@@ -64,15 +64,11 @@ class Guard:
 
     def _refused(self, scope: Scope) -> Failure | None:
         headers = Headers(scope=scope)
-        host = urlsplit(f"//{headers.get('host', '')}")
-        try:
-            name = host.hostname
-        except ValueError:
-            name = None
-        if self.hosts is not None and name not in self.hosts:
-            return Failure(403, f"This server does not answer for the host {headers.get('host', '')!r}.")
+        host = headers.get("host", "")
+        if self.hosts is not None and _name(host) not in self.hosts:
+            return Failure(403, f"This server does not answer for the host {host!r}.")
         origin = headers.get("origin")
-        own = origin is not None and urlsplit(origin).netloc == host.netloc
+        own = origin is not None and origin.partition("://")[2] == host
         if origin is not None and not own and origin not in self.origins and "*" not in self.origins:
             return Failure(403, f"Pages of {origin} may not ask this server; --allow-origin lets them.")
         preflight = scope["method"] == "OPTIONS"
@@ -96,3 +92,11 @@ class Guard:
     @property
     def _too_much(self) -> str:
         return f"The call brings along more than {self.most_bytes:,} bytes, which is the limit of this server."
+
+
+def _name(host: str) -> str | None:
+    """Of a Host header, without the port; None where there is none to be read."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
