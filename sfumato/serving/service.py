@@ -286,8 +286,15 @@ class Service:
                 self._end(work, problem)
 
     def _draw_alone(self, work: Work, request: Request) -> Result:
+        first, last = 0, None  # pictures are drawn some at a time, and those of each time go on together
+
         def on_step(progress: Progress) -> None:
-            work.hear(Moment(0, progress))
+            nonlocal first, last
+            if last is not None and progress.step < last.step:
+                first = min(first + len(last.x0), request.count - len(progress.x0))
+            last = progress
+            for i, x0 in enumerate(progress.x0.split(1)):
+                work.hear(Moment(first + i, replace(progress, x0=x0)))
 
         if not work.explains:
             return self.pipeline(request, on_step=on_step)

@@ -185,5 +185,9 @@ def test_with_little_memory_they_are_drawn_one_by_one(tmp_path: Path) -> None:
     service = Service(pipe)
     asked = Request("a red apple", steps=2, width=64, height=64, count=2)
     works = [service.submit(replace(asked, seed=seed)) for seed in (1, 2)]
+    seen = set()
+    while not works[-1].ended:
+        seen |= {(len(now.x0), picture) for work in works for picture, now in work.progress.copy().items()}
+    assert seen == {(1, 0), (1, 1)}
     assert [len(work.future.result(60).pictures) for work in works] == [2, 2]
     service.close()
