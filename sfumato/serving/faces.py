@@ -45,17 +45,18 @@ STATUS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a call failed."""
+    """Why a call failed; ``field`` is whose fault it is, where it is one field's and the error says so."""
 
     status: int
     message: str
+    field: str | None = None
 
     @staticmethod
     def of(problem: BaseException) -> "Failure":
         """What is told of an error; of the server's own mistakes no more than that there was one."""
         for kind, status in STATUS:
             if isinstance(problem, kind):
-                return Failure(status, str(problem))
+                return Failure(status, str(problem), getattr(problem, "field", None))
         return Failure(500, "The server made a mistake; its log says which.")
 
 
