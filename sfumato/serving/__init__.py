@@ -7,6 +7,7 @@ FACES = Registry(
     targets={
         "native": "sfumato.serving.native:FACE",
         "metrics": "sfumato.serving.metrics:FACE",
+        "openai": "sfumato.serving.openai:FACE",
     },
 )
 """In what words the server is asked; each is a ``serving.faces.Face``."""
