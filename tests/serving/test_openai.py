@@ -135,7 +135,7 @@ def test_a_stream_where_memory_is_limited() -> None:
             prompt="a red apple", stream=True, partial_images=1, n=2, extra_body={"steps": 20, "seed": 7}
         )
         events = [event.type.removeprefix("image_generation.") for event in stream]
-    assert events == ["partial_image", "completed", "completed"]
+    assert events == ["partial_image", "partial_image", "completed", "completed"]
 
 
 def test_who_hangs_up_is_not_drawn_for(client: OpenAI, url: str) -> None:
