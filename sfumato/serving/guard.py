@@ -4,6 +4,7 @@ A server on one's own machine is reached by every page that the browser shows. S
 are refused, and calls for a host by another name than the server's (DNS rebinding), unless they were allowed.
 """
 
+import base64
 import hmac
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
@@ -28,7 +29,8 @@ class Guard:
 
     Args:
         host: the address that the server listens at.
-        key: what has to be shown, as ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``; None: nothing.
+        key: what has to be shown, as ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``, or as the password of any
+            name (``Authorization: Basic``), which is all that clients of A1111 can say; None: nothing.
         origins: other sites whose pages may ask; ``*``: all.
         most_bytes: that a call may bring along.
         tell: the JSON of a failure on a path.
@@ -85,9 +87,18 @@ class Guard:
 
     def _shown(self, headers: Headers) -> bool:
         assert self.key is not None
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        shown = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        scheme, _, said = headers.get("authorization", "").partition(" ")
+        by = {"bearer": said, "basic": self._password(said)}
+        shown = by.get(scheme.lower(), headers.get("x-api-key", ""))
         return hmac.compare_digest(shown.encode(), self.key.encode())
+
+    @staticmethod
+    def _password(said: str) -> str:
+        """Of ``Authorization: Basic``; empty where there is none to be read."""
+        try:
+            return base64.b64decode(said, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return ""
 
     @property
     def _too_much(self) -> str:
