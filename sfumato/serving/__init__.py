@@ -6,6 +6,7 @@ FACES = Registry(
     kind="face",
     targets={
         "native": "sfumato.serving.native:FACE",
+        "a1111": "sfumato.serving.a1111:FACE",
         "metrics": "sfumato.serving.metrics:FACE",
         "openai": "sfumato.serving.openai:FACE",
     },
