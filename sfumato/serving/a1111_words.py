@@ -27,7 +27,7 @@ RENAMED = {
 
 READ = (
     "seed", "batch_size", "n_iter", "sampler_name", "sampler_index", "eta", "clip_skip", "refiner_checkpoint",
-    "refiner_switch_at", "override_settings", "send_images",
+    "refiner_switch_at", "override_settings", "send_images", "save_images",
 )  # fmt: skip
 """Fields that are read in their own way."""
 
@@ -56,7 +56,6 @@ ONLY: dict[str, tuple[Sequence[Any], str]] = {
     "s_noise": ([1], "eta says how much noise a sampler makes"),
     "s_min_uncond": ([0], "the negative prompt is heard at every step"),
     "disable_extra_networks": ([False], "leave <lora:…> out of the prompt"),
-    "save_images": ([False], "the server keeps no files; the answer brings the pictures"),
 }
 """Fields that are taken with values that ask for nothing, and what to do instead of asking for more."""
 
@@ -247,6 +246,8 @@ def answer(work: Work, result: Result, said: Mapping[str, Any], model: Model) ->
     request, names = work.request, called(model)
     count = len(result.pictures)
     seeds = [picture.seed for picture in result.pictures]
+    # Clients send this unasked, so a refusal would lock them out.
+    saving = ["save_images: no file is kept here, the answer brings the pictures."] if said.get("save_images") else []
     blank = {} if said.get("include_init_images") else {n: None for n in ("init_images", "mask") if n in said}
     info = {
         "prompt": request.prompt, "all_prompts": [request.prompt] * count,
@@ -260,7 +261,7 @@ def answer(work: Work, result: Result, said: Mapping[str, Any], model: Model) ->
         "extra_generation_params": {"Schedule type": as_titled(request).spacing}, "index_of_first_image": 0,
         "infotexts": [picture.parameters for picture in result.pictures], "styles": [],
         "job_timestamp": stamp(work),
-        "clip_skip": request.clip_skip or 1, "version": f"sfumato {VERSION}", "comments": result.notes,
+        "clip_skip": request.clip_skip or 1, "version": f"sfumato {VERSION}", "comments": [*result.notes, *saving],
     }  # fmt: skip
     return {"parameters": {**said, **blank}, "info": json.dumps(info)}
 
