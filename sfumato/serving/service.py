@@ -20,6 +20,8 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any, Literal
 
+import torch
+
 from sfumato.adapters.file import listed, locate
 from sfumato.adapters.types import Applied
 from sfumato.adapters.wanted import asked
@@ -256,9 +258,7 @@ class Service:
                 if self._batcher.busy:
                     self._batcher.step()
             except Exception as problem:  # a mistake of ours must not leave anyone waiting
-                for work in self.unfinished:
-                    if work.state == "drawing" or work.ticket is not None:
-                        self._end(work, problem)
+                self._batcher.abandon(problem)
 
     def _admit(self) -> None:
         """Take from the queue what may be drawn beside what is drawn now."""
@@ -293,7 +293,7 @@ class Service:
             if last is not None and progress.step < last.step:
                 first = min(first + len(last.x0), request.count - len(progress.x0))
             last = progress
-            for i, x0 in enumerate(progress.x0.split(1)):
+            for i, x0 in enumerate(torch.split(progress.x0, 1)):
                 work.hear(Moment(first + i, replace(progress, x0=x0)))
 
         if not work.explains:

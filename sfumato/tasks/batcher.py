@@ -193,6 +193,11 @@ class Batcher:
         if not self.busy:
             self._denoisers.clear()  # the model's parts may be others when the next request comes
 
+    def abandon(self, problem: Exception) -> None:
+        """End everything that waits or is in work, without pictures."""
+        for ticket in self._tickets():
+            self._fail(ticket, problem)
+
     def _serve(self) -> None:
         while True:
             with self._changed:
@@ -202,8 +207,7 @@ class Batcher:
             try:
                 self.step()
             except Exception as problem:  # a mistake of ours must not leave anyone waiting
-                for ticket in self._tickets():
-                    self._fail(ticket, problem)
+                self.abandon(problem)
 
     def _admit(self) -> list[tuple[Ticket, int]]:
         """Pictures to begin now: one of each request that waits, in turn, while rows are free."""

@@ -82,6 +82,15 @@ def test_who_fails_fails_alone(service: Service) -> None:
     assert [work.state for work in works] == ["done", "failed", "failed", "done"]
 
 
+def test_a_mistake_of_the_servers_own_ends_what_is_drawn_and_not_the_server(service: Service) -> None:
+    tick = service._batcher.driver.tick
+    service._batcher.driver.tick = lambda: [][0]  # type: ignore[method-assign]
+    work = service.submit(Request("a cat", seed=1))
+    assert isinstance(work.future.exception(20), IndexError)
+    service._batcher.driver.tick = tick  # type: ignore[method-assign]
+    assert service.submit(Request("a cat", seed=1)).future.result(20)
+
+
 def test_what_waits_and_what_is_drawn_can_be_stopped(service: Service) -> None:
     go = held(service)
     drawn, waiting, kept = (service.submit(Request("a cat", seed=seed, steps=40)) for seed in range(3))
