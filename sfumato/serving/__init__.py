@@ -9,6 +9,7 @@ FACES = Registry(
         "a1111": "sfumato.serving.a1111:FACE",
         "metrics": "sfumato.serving.metrics:FACE",
         "openai": "sfumato.serving.openai:FACE",
+        "page": "sfumato.serving.page:FACE",
     },
 )
 """In what words the server is asked; each is a ``serving.faces.Face``."""

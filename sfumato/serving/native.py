@@ -26,15 +26,17 @@ from starlette.responses import Response, StreamingResponse
 
 from sfumato.core.config import from_dict, to_dict
 from sfumato.core.errors import RequestError, SfumatoError, nearest
-from sfumato.core.request import GIVEN, Request
+from sfumato.core.request import GIVEN, TOLD, Request
 from sfumato.core.version import VERSION
 from sfumato.engine.preview import preview
+from sfumato.families.types import OPTIONAL
 from sfumato.noise import SPACINGS
 from sfumato.sampling import TABLE
 from sfumato.serving.faces import Face, Failure, MissingError, body
 from sfumato.serving.schema import schema
 from sfumato.serving.service import Service, Work
 from sfumato.tasks.picture import FORMATS, Picture
+from sfumato.tasks.settle import KINDS
 
 PACE = 0.1
 """Seconds between two looks at how far a request is."""
@@ -214,12 +216,23 @@ def about(service: Service) -> dict[str, Any]:
         "name": service.name, "family": model.family.name, "title": model.family.title, "version": VERSION,
         "device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "notes": model.notes,
         "tasks": {task: GIVEN.get(task, ((), ())) for task in service.tasks},
+        "fills": {task: dict(KINDS[task].defaults) for task in service.tasks}, "unused": unused(service),
         "size": model.size, "multiple": model.multiple, "channels": model.latent.channels,
         "usual": {**usual, "seed": None},
         "request": schema(Request), "loras": service.loras, "refiner": service.pipeline.refiner is not None,
         "samplers": {name: row.title for name, row in TABLE.items()}, "spacings": list(SPACINGS),
         "limits": to_dict(service.limits),
     }  # fmt: skip
+
+
+def unused(service: Service) -> list[str]:
+    """Fields of a request that mean nothing here: of tasks, parts or words that the model has not."""
+    told = {name for task in service.tasks for names in GIVEN.get(task, ()) for name in names}
+    nothing = [name for name in OPTIONAL if name not in service.model.family.uses]
+    nothing += [name for name in TOLD if name not in told]
+    nothing += ["refiner_start"] if service.pipeline.refiner is None else []
+    nothing += [] if service.loras else ["loras"]
+    return list(dict.fromkeys(nothing))
 
 
 def check(format: str) -> None:

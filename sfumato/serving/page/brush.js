@@ -1,0 +1,94 @@
+/** A mask that is painted by hand. It is kept as strokes, in shares of the picture's width: they can be undone. */
+
+const STAIN = "#d2603a";
+
+export class Brush {
+  strokes = [];
+  erases = false;
+  active = false;
+  size = 0.14;
+
+  /** @param canvas lies over the picture. @param changed told after each stroke. */
+  constructor(canvas, changed) {
+    this.canvas = canvas;
+    this.changed = changed;
+    canvas.addEventListener("pointerdown", (event) => this.active && this.#begin(event));
+    canvas.addEventListener("pointermove", (event) => this.#go(event));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.#end());
+  }
+
+  /** Lie over another picture, with these strokes on it. */
+  lay(width, height, strokes = []) {
+    Object.assign(this.canvas, { width, height });
+    this.strokes = strokes;
+    this.#paint();
+  }
+
+  undo() {
+    this.strokes = this.strokes.slice(0, -1);
+    this.#paint();
+    this.changed();
+  }
+
+  clear() {
+    this.strokes = [];
+    this.#paint();
+    this.changed();
+  }
+
+  /** White where it was painted and black elsewhere, as a data: URL; undefined where nothing was. */
+  mask() {
+    if (!this.strokes.some(({ erases }) => !erases)) return undefined;
+    const { width, height } = this.canvas;
+    const made = Object.assign(document.createElement("canvas"), { width, height });
+    const context = made.getContext("2d");
+    context.drawImage(this.canvas, 0, 0);
+    for (const [mode, colour] of [["source-in", "white"], ["destination-over", "black"]]) {
+      context.globalCompositeOperation = mode;
+      context.fillStyle = colour;
+      context.fillRect(0, 0, width, height);
+    }
+    return made.toDataURL("image/png");
+  }
+
+  #begin(event) {
+    if (event.button) return;
+    event.preventDefault();
+    this.canvas.setPointerCapture(event.pointerId);
+    this.stroke = { size: this.size, erases: this.erases, points: [] };
+    this.strokes = [...this.strokes, this.stroke];
+    this.#go(event);
+  }
+
+  #go(event) {
+    if (!this.stroke) return;
+    const box = this.canvas.getBoundingClientRect();
+    const passed = event.getCoalescedEvents?.() ?? [];
+    for (const { clientX, clientY } of passed.length ? passed : [event]) {
+      const point = [(clientX - box.left) / box.width, (clientY - box.top) / box.width];
+      this.stroke.points.push(point.map((share) => Math.round(share * 1e4) / 1e4));
+    }
+    this.#paint();
+  }
+
+  #end() {
+    if (!this.stroke) return;
+    this.stroke = null;
+    this.changed();
+  }
+
+  #paint() {
+    const { width, height } = this.canvas;
+    const context = this.canvas.getContext("2d");
+    context.clearRect(0, 0, width, height);
+    Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: STAIN });
+    for (const { size, erases, points } of this.strokes) {
+      context.globalCompositeOperation = erases ? "destination-out" : "source-over";
+      context.lineWidth = size * width;
+      context.beginPath();
+      context.moveTo(points[0][0] * width, points[0][1] * width);
+      for (const [x, y] of points) context.lineTo(x * width + 0.01, y * width); // a dot has a length too
+      context.stroke();
+    }
+  }
+}

@@ -1,0 +1,99 @@
+/** What is drawn and was drawn, the newest first: a tile a picture, from the moment that it is asked for. */
+
+import * as api from "./api.js";
+import { make, the } from "./dom.js";
+import { ended } from "./queue.js";
+
+export class Gallery {
+  #tiles = new Map(); // id of a request -> its tiles
+  #entries = new Map(); // tile -> { work, number }, of pictures that are there
+
+  /** @param on what to call: `open(entry)`, `stop(work)`, `use(work)`. */
+  constructor(on) {
+    this.on = on;
+    this.list = the("gallery");
+  }
+
+  /** All pictures, in the order in which they are shown. */
+  get entries() {
+    return [...this.list.children].map((tile) => this.#entries.get(tile)).filter(Boolean);
+  }
+
+  /** Show how far a request is. */
+  show(work) {
+    if (!this.#tiles.has(work.id)) {
+      if (ended(work) && work.state !== "done") return; // of before this page was opened
+      this.#tiles.set(work.id, Array.from({ length: work.request.count }, (_, number) => this.#tile(work, number)));
+      this.list.prepend(...this.#tiles.get(work.id));
+    }
+    const tiles = this.#tiles.get(work.id);
+    if (work.state === "cancelled") for (const tile of tiles) tile.remove();
+    else if (work.state === "failed") this.#failed(work, tiles);
+    else for (const [number, tile] of tiles.entries()) this.#refresh(tile, work, number);
+    the("empty").hidden = this.list.children.length > 0;
+  }
+
+  #tile({ request, id }, number) {
+    const tile = make("li", { className: "tile" });
+    tile.style.setProperty("--ratio", `${request.width} / ${request.height}`);
+    const open = make("button", { type: "button", className: "picture", disabled: true });
+    open.append(make("img", { alt: "" }));
+    const bar = make("progress", { max: 1, value: 0, ariaLabel: `Picture ${number + 1}: ${request.prompt}` });
+    const caption = make("p", {}, make("span", { textContent: request.prompt || "no prompt", title: request.prompt }));
+    const told = make("p", { className: "told" }, make("span"));
+    if (!number) {
+      const stop = make("button", { type: "button", className: "stop", textContent: "Stop" });
+      if (request.count > 1) stop.title = `Stop these ${request.count} pictures`;
+      stop.onclick = () => this.on.stop(id);
+      told.append(stop);
+    }
+    tile.append(open, bar, told, caption);
+    return tile;
+  }
+
+  #refresh(tile, work, number) {
+    const [picture, image, bar, told] = ["button", "img", "progress", ".told span"].map((what) =>
+      tile.querySelector(what),
+    );
+    tile.dataset.state = work.state;
+    if (work.state === "done") {
+      if (this.#entries.has(tile)) return;
+      this.#entries.set(tile, { work, number });
+      tile.querySelector(".stop")?.remove();
+      const { url, seed } = work.pictures[number];
+      told.textContent = `${work.sheet ? "explained · " : ""}seed ${seed}`;
+      Object.assign(picture, { disabled: false, ariaLabel: `${work.request.prompt || "no prompt"}, seed ${seed}` });
+      picture.onclick = () => this.on.open(this.#entries.get(tile));
+      bar.value = 1;
+      api.picture(url).then((blob) => {
+        image.src = blob;
+        tile.style.setProperty("--share", 1);
+      }, (problem) => (told.textContent = problem.message));
+      return;
+    }
+    const now = work.progress.find((one) => one.picture === number);
+    const share = now ? now.step / now.steps : 0;
+    if (now?.preview) image.src = now.preview;
+    tile.style.setProperty("--share", share);
+    bar.value = share;
+    told.textContent = now ? `step ${now.step} of ${now.steps}` : waiting(work);
+  }
+
+  #failed(work, tiles) {
+    const [first, ...others] = tiles;
+    for (const tile of others) tile.remove();
+    const close = make("button", { type: "button", className: "stop", textContent: "Close" });
+    close.onclick = () => {
+      first.remove();
+      the("empty").hidden = this.list.children.length > 0;
+    };
+    const use = make("button", { type: "button", textContent: "Use these settings", onclick: () => this.on.use(work) });
+    first.dataset.state = work.state;
+    first.replaceChildren(make("p", { className: "why", textContent: work.error }), use, close);
+  }
+}
+
+function waiting({ state, before }) {
+  if (state === "drawing") return "about to begin";
+  return before ? `waiting for ${before} before it` : "next";
+}
