@@ -23,7 +23,8 @@ class LatentFormat:
         channels: of a latent.
         factor: pixels a latent pixel stands for, in each direction.
         scale, shift: measured once, so that the diffusion model sees about unit variance.
-        rgb: [channels][3] linear map from a latent to colours in [-1, 1], for previews that cost nothing; or empty.
+        rgb: [channels][3] linear map from a latent to colours in [-1, 1], for previews that cost nothing, and a row
+            more where it has an offset; or empty.
     """
 
     channels: int

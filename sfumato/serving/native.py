@@ -198,7 +198,7 @@ def shown(service: Service, work: Work, previews: bool = False) -> dict[str, Any
 
 def rough(service: Service, x0: Any) -> str:
     """A small JPEG of what is coming, as a data: URL."""
-    [image] = preview(x0, service.model.latent)
+    [image] = preview(x0, service.latent)
     image.thumbnail((512, 512))
     target = io.BytesIO()
     image.save(target, "JPEG", quality=70)

@@ -28,6 +28,7 @@ from sfumato.adapters.wanted import asked
 from sfumato.core.errors import CapacityError, RequestError, nearest
 from sfumato.core.request import Request
 from sfumato.engine.driver import Cancelled, Progress
+from sfumato.engine.preview import with_colours
 from sfumato.serving.limits import Limits
 from sfumato.tasks.batcher import Batcher, Moment, Ticket
 from sfumato.tasks.explain import Explanation
@@ -138,6 +139,7 @@ class Service:
         limits: what is refused.
 
     Attributes:
+        latent: the model's, with a map to colours for previews.
         on_end: told of every request that has ended, in the drawing thread or in that which cancelled it.
     """
 
@@ -145,6 +147,8 @@ class Service:
         self.pipeline, self.limits = pipeline, limits or Limits()
         self.model = pipeline.model
         self.name = self.model.source
+        # Parts of a model that was given a limit come and go: they are not asked for their colours.
+        self.latent = with_colours(self.model) if pipeline.limit is None else self.model.latent
         self.started = time.time()
         self.on_end: list[Callable[[Work], None]] = []
         self._works: OrderedDict[str, Work] = OrderedDict()

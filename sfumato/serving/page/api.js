@@ -74,11 +74,11 @@ export async function* events(id, signal) {
 
 const blobs = new Map();
 
-/** The blob: URL of a picture of the server's, which an <img> could not ask for with a key. */
+/** A picture of the server's as { blob, href }: an <img> shows the latter, and could not ask with a key by itself. */
 export function picture(url) {
   if (!blobs.has(url)) {
-    const fetched = call(url.slice(1)).then((answer) => answer.blob()).then((blob) => URL.createObjectURL(blob));
-    blobs.set(url, fetched);
+    const fetched = call(url.slice(1)).then((answer) => answer.blob());
+    blobs.set(url, fetched.then((blob) => ({ blob, href: URL.createObjectURL(blob) })));
     fetched.catch(() => blobs.delete(url));
   }
   return blobs.get(url);

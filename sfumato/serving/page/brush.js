@@ -1,6 +1,7 @@
 /** A mask that is painted by hand. It is kept as strokes, in shares of the picture's width: they can be undone. */
 
-const STAIN = "#d2603a";
+const [LIGHT, DARK] = ["#fff3e2", "#7a3f6b"];
+const FINE = 700; // pixels of the canvas from side to side, whatever the picture has
 
 export class Brush {
   strokes = [];
@@ -19,7 +20,8 @@ export class Brush {
 
   /** Lie over another picture, with these strokes on it. */
   lay(width, height, strokes = []) {
-    Object.assign(this.canvas, { width, height });
+    this.picture = { width, height };
+    Object.assign(this.canvas, { width: FINE, height: Math.round((FINE * height) / width) });
     this.strokes = strokes;
     this.#paint();
   }
@@ -36,18 +38,14 @@ export class Brush {
     this.changed();
   }
 
-  /** White where it was painted and black elsewhere, as a data: URL; undefined where nothing was. */
+  /** White where it was painted and black elsewhere, as large as the picture, as a data: URL; undefined for nothing. */
   mask() {
     if (!this.strokes.some(({ erases }) => !erases)) return undefined;
-    const { width, height } = this.canvas;
-    const made = Object.assign(document.createElement("canvas"), { width, height });
+    const made = Object.assign(document.createElement("canvas"), this.picture);
     const context = made.getContext("2d");
-    context.drawImage(this.canvas, 0, 0);
-    for (const [mode, colour] of [["source-in", "white"], ["destination-over", "black"]]) {
-      context.globalCompositeOperation = mode;
-      context.fillStyle = colour;
-      context.fillRect(0, 0, width, height);
-    }
+    this.#stroke(context, "white");
+    context.globalCompositeOperation = "destination-over";
+    context.fillRect(0, 0, made.width, made.height);
     return made.toDataURL("image/png");
   }
 
@@ -78,10 +76,14 @@ export class Brush {
   }
 
   #paint() {
-    const { width, height } = this.canvas;
     const context = this.canvas.getContext("2d");
+    this.#stroke(context, context.createPattern(hatch(), "repeat"));
+  }
+
+  #stroke(context, style) {
+    const { width, height } = context.canvas;
     context.clearRect(0, 0, width, height);
-    Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: STAIN });
+    Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: style });
     for (const { size, erases, points } of this.strokes) {
       context.globalCompositeOperation = erases ? "destination-out" : "source-over";
       context.lineWidth = size * width;
@@ -91,4 +93,19 @@ export class Brush {
       context.stroke();
     }
   }
+}
+
+/** Stripes that are seen on any picture. */
+function hatch() {
+  const tile = Object.assign(document.createElement("canvas"), { width: 14, height: 14 });
+  const context = tile.getContext("2d");
+  context.fillStyle = LIGHT;
+  context.fillRect(0, 0, 14, 14);
+  context.fillStyle = DARK;
+  for (const corners of [[0, 7, 7, 0, 14, 0, 0, 14], [7, 14, 14, 7, 14, 14, 14, 14]]) {
+    context.beginPath();
+    for (let i = 0; i < corners.length; i += 2) context.lineTo(corners[i], corners[i + 1]);
+    context.fill();
+  }
+  return tile;
 }

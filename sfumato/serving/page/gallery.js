@@ -65,8 +65,8 @@ export class Gallery {
       Object.assign(picture, { disabled: false, ariaLabel: `${work.request.prompt || "no prompt"}, seed ${seed}` });
       picture.onclick = () => this.on.open(this.#entries.get(tile));
       bar.value = 1;
-      api.picture(url).then((blob) => {
-        image.src = blob;
+      api.picture(url).then(({ href }) => {
+        image.src = href;
         tile.style.setProperty("--share", 1);
       }, (problem) => (told.textContent = problem.message));
       return;

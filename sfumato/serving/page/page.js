@@ -98,7 +98,7 @@ async function main() {
   }
 
   async function from({ work, number }, paints) {
-    const blob = await (await fetch(await api.picture(work.pictures[number].url))).blob();
+    const { blob } = await api.picture(work.pictures[number].url);
     await begin.show({ image: await asData(blob) });
     if (!the("prompt").value) form.fill({ prompt: work.request.prompt });
     view.close();
@@ -118,14 +118,14 @@ async function main() {
 
   let announced = "";
   function announce(work) {
-    const { unfinished } = queue;
-    const [first] = unfinished;
-    const quarter = first && Math.floor(first.share * 4) * 25;
-    const others = unfinished.length - 1;
-    const now = first
-      ? `${first.state === "drawing" ? "Drawing" : "Waiting"}${quarter ? `, ${quarter} %` : ""}` +
-        `${others ? `, ${others} more in the queue` : ""} …`
-      : { done: `Drawn in ${work.seconds?.toFixed(1)} s.`, cancelled: "Stopped." }[work.state] ?? "";
+    const drawing = queue.unfinished.filter(({ state }) => state === "drawing");
+    const waiting = queue.unfinished.length - drawing.length;
+    const quarter = Math.floor((4 * drawing.reduce((sum, { share }) => sum + share, 0)) / drawing.length) * 25;
+    const parts = [];
+    if (drawing.length) parts.push(`${drawing.length > 1 ? `drawing ${drawing.length} at once` : "drawing"}: ${quarter} %`);
+    if (waiting) parts.push(`${waiting} waiting`);
+    const ended = { done: `drawn in ${work.seconds?.toFixed(1)} s`, cancelled: "stopped" }[work.state] ?? "";
+    const now = parts.join(", ") || ended;
     if (now !== announced) the("status").textContent = announced = now;
   }
 

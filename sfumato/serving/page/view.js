@@ -59,14 +59,15 @@ export class View {
     the("notes").replaceChildren(...work.notes.map((textContent) => make("li", { textContent })));
     the("large").alt = work.request.prompt;
     the("large").style.setProperty("--ratio", width / height);
+    the("large").style.setProperty("--most", `${8 * width}px`); // a small picture is not blown up without end
     the("large").classList.toggle("sheet", Boolean(work.sheet));
     the("large").src = "";
     if (!this.dialog.open) this.dialog.showModal();
     try {
-      const blob = await api.picture(work.sheet ?? url);
+      const { href } = await api.picture(work.sheet ?? url);
       if (this.#entry !== entry) return;
-      the("large").src = blob;
-      Object.assign(the("download"), { href: blob, download: `${named(work.request.prompt)}-${seed}.png` });
+      the("large").src = href;
+      Object.assign(the("download"), { href, download: `${named(work.request.prompt)}-${seed}.png` });
     } catch (problem) {
       this.say(problem.message);
     }
