@@ -66,7 +66,9 @@ export class Begin {
     if (image) {
       the("from").src = image;
       await the("from").decode();
-      this.brush.lay(the("from").naturalWidth, the("from").naturalHeight, strokes);
+      const { naturalWidth: width, naturalHeight: height } = the("from");
+      the("easel").style.setProperty("--ratio", width / height);
+      this.brush.lay(width, height, strokes);
     } else this.brush.lay(1, 1);
     this.#refresh();
   }
@@ -92,7 +94,6 @@ export class Begin {
 
   async #takeDepth(file) {
     this.#given.depth = await asData(file);
-    the("depth_name").textContent = file.name;
     this.#refresh();
   }
 
@@ -102,7 +103,10 @@ export class Begin {
     the("reading").hidden = !told;
     the("reading").firstElementChild.textContent =
       `This picture says how it was made.${lost && ` Not understood: ${lost}.`}`;
-    the("use_read").onclick = () => this.on.use(request);
+    the("use_read").onclick = () => {
+      the("reading").hidden = true;
+      this.on.use(request);
+    };
   }
 
   #refresh() {
@@ -110,6 +114,7 @@ export class Begin {
     the("begun").hidden = !begun;
     the("paint").hidden = !this.paints;
     the("depths").hidden = !this.#can("depth");
+    the("depth_name").textContent = this.#given.depth ? "are chosen" : "a picture, the whiter the nearer";
     for (const field of the("told").children) {
       field.hidden = !this.fields.includes(field.querySelector("input, select").name);
     }

@@ -14,7 +14,10 @@ export class Brush {
     this.canvas = canvas;
     this.changed = changed;
     canvas.addEventListener("pointerdown", (event) => this.active && this.#begin(event));
-    canvas.addEventListener("pointermove", (event) => this.#go(event));
+    canvas.addEventListener("pointermove", (event) => {
+      this.#ring(event);
+      this.#go(event);
+    });
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.#end());
   }
 
@@ -67,6 +70,13 @@ export class Brush {
       this.stroke.points.push(point.map((share) => Math.round(share * 1e4) / 1e4));
     }
     this.#paint();
+  }
+
+  #ring({ offsetX, offsetY }) {
+    const { style } = this.canvas.parentElement;
+    style.setProperty("--x", `${offsetX}px`);
+    style.setProperty("--y", `${offsetY}px`);
+    style.setProperty("--brush", `${this.size * 100}%`);
   }
 
   #end() {

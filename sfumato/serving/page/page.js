@@ -17,10 +17,11 @@ api.onKey((why) => {
   the("ask_why").textContent = why;
   the("key").value = "";
   if (!dialog.open) dialog.showModal();
-  dialog.oncancel = (event) => event.preventDefault(); // without a key there is nothing behind it
+  dialog.onclose = () => dialog.showModal(); // without a key there is nothing behind it
   return new Promise((resolve) => {
     dialog.firstElementChild.onsubmit = (event) => {
       event.preventDefault();
+      dialog.onclose = null;
       dialog.close();
       resolve(the("key").value);
     };

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 
-const STREAMS = 2; // a browser opens six connections to a server, for all of its tabs together
+const STREAMS = 3; // a browser opens six connections to a server, for all of its tabs together
 const PACE = 1000; // milliseconds
 
 export const ended = (work) => ["done", "failed", "cancelled"].includes(work.state);
@@ -58,16 +58,11 @@ export class Queue {
   async #look(id) {
     try {
       const now = await api.work(id);
-      if (this.#unfinished.has(id)) this.take({ ...now, progress: this.#previews(id, now.progress) });
+      if (this.#unfinished.has(id)) this.take(now);
     } catch (problem) {
       const work = this.#unfinished.get(id);
       if (problem.status === 404 && work) this.take({ ...work, state: "failed", error: problem.message });
     }
-  }
-
-  #previews(id, progress) {
-    const before = this.#unfinished.get(id).progress;
-    return progress.map((now) => ({ ...before.find(({ picture }) => picture === now.picture), ...now }));
   }
 
   #hush() {

@@ -61,7 +61,7 @@ export class View {
     the("large").style.setProperty("--ratio", width / height);
     the("large").style.setProperty("--most", `${8 * width}px`); // a small picture is not blown up without end
     the("large").classList.toggle("sheet", Boolean(work.sheet));
-    the("large").src = "";
+    the("large").removeAttribute("src");
     if (!this.dialog.open) this.dialog.showModal();
     try {
       const { href } = await api.picture(work.sheet ?? url);
