@@ -109,13 +109,12 @@ export class Brush {
 function hatch() {
   const tile = Object.assign(document.createElement("canvas"), { width: 14, height: 14 });
   const context = tile.getContext("2d");
-  context.fillStyle = LIGHT;
+  Object.assign(context, { fillStyle: LIGHT, strokeStyle: DARK, lineWidth: 5 });
   context.fillRect(0, 0, 14, 14);
-  context.fillStyle = DARK;
-  for (const corners of [[0, 7, 7, 0, 14, 0, 0, 14], [7, 14, 14, 7, 14, 14, 14, 14]]) {
-    context.beginPath();
-    for (let i = 0; i < corners.length; i += 2) context.lineTo(corners[i], corners[i + 1]);
-    context.fill();
+  for (const x of [-14, 0, 14]) {
+    context.moveTo(x - 7, 21);
+    context.lineTo(x + 21, -7);
   }
+  context.stroke();
   return tile;
 }

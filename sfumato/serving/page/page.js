@@ -164,6 +164,7 @@ async function main() {
   });
 
   for (const work of await api.works()) queue.take(work);
+  if (!queue.unfinished.length) the("status").textContent = ""; // what was drawn long ago is no news
   the("empty").hidden = gallery.entries.length + queue.unfinished.length > 0;
 }
 
