@@ -18,6 +18,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import sfumato
+from sfumato.core.config import fields
+from sfumato.core.request import Request
 from sfumato.tasks.pipeline import Pipeline
 from tests.serving.live import live
 
@@ -87,9 +89,14 @@ class opened:
 expect.set_options(timeout=PATIENCE)
 
 
-def draw(page: Page, prompt: str, **fields: Any) -> None:
-    for name, value in {"steps": 2, **fields}.items():
-        page.fill(f"#{name}", str(value))
+def field(name: str) -> str:
+    """Where a field of the request is typed."""
+    return f"#form [name={name}]"
+
+
+def draw(page: Page, prompt: str, **settings: Any) -> None:
+    for name, value in {"steps": 2, **settings}.items():
+        page.fill(field(name), str(value))
     page.fill("#prompt", prompt)
     page.keyboard.press("Control+Enter")
 
@@ -119,7 +126,11 @@ def noise(tmp_path: Path) -> Path:
 
 def test_what_is_asked_for_is_drawn_and_shown(page: Page, url: str) -> None:
     expect(page.locator("#empty")).to_be_visible()
-    assert page.get_attribute("#steps", "placeholder") == "25"
+    assert page.get_attribute(field("steps"), "placeholder") == "25"
+    shown = page.locator("#form [name]").evaluate_all("fields => fields.map((field) => field.name)")
+    nothing = {"crop", "loras", "noise_level", "original_size", "refiner_start"}  # to this model
+    apart = {"task", "image", "mask", "depth"}  # what pictures bring
+    assert set(shown) == {one.name for one in fields(Request)} - nothing - apart
     seed = 2**64 - 3  # more than a number of JavaScript's holds
     page.click("#more summary")
     draw(page, "rocket", seed=seed, steps=3, count=2, guidance_rescale=0.5)
@@ -150,8 +161,8 @@ def test_a_picture_is_seen_large_and_its_settings_are_used_again(page: Page) -> 
     page.locator(f"{DONE} .picture").nth(1).click()
     page.click("#use")
     expect(view).to_be_hidden()
-    assert [page.input_value(f"#{name}") for name in ("prompt", "seed", "cfg_scale")] == ["blue heart", "5", "2.5"]
-    assert page.input_value("#width") == ""  # as the model does unasked
+    assert [page.input_value(field(name)) for name in ("prompt", "seed", "cfg_scale")] == ["blue heart", "5", "2.5"]
+    assert page.input_value(field("width")) == ""  # as the model does unasked
 
 
 def test_words_are_explained(page: Page) -> None:
@@ -187,7 +198,7 @@ def test_what_the_server_refuses_is_said(page: Page) -> None:
 def test_drawing_begins_from_a_picture(page: Page, url: str, noise: Path) -> None:
     page.set_input_files("#file", noise)
     expect(page.locator("#from")).to_be_visible()
-    page.fill("#strength", "0.5")
+    page.fill(field("strength"), "0.5")
     draw(page, "rocket", steps=4)
     expect(page.locator(DONE)).to_have_count(1)
     [work] = known(url)
@@ -207,7 +218,7 @@ def test_settings_are_read_from_a_picture_that_is_dropped(page: Page, url: str) 
     expect(page.locator(DONE)).to_have_count(1)
     place = known(url)[0]["pictures"][0]["url"]
     page.fill("#prompt", "")
-    page.fill("#seed", "")
+    page.fill(field("seed"), "")
     dropped = page.evaluate_handle(
         """async (place) => {
             const carried = new DataTransfer();
@@ -218,7 +229,7 @@ def test_settings_are_read_from_a_picture_that_is_dropped(page: Page, url: str) 
     )
     page.dispatch_event("body", "drop", {"dataTransfer": dropped})
     page.click("#use_read")
-    assert [page.input_value(f"#{name}") for name in ("prompt", "seed", "steps")] == ["snowman", "77", "3"]
+    assert [page.input_value(field(name)) for name in ("prompt", "seed", "steps")] == ["snowman", "77", "3"]
     page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(
         "() => { const d = new DataTransfer(); d.items.add(new File(['no picture'], 'it.png')); return d; }"
     )})  # fmt: skip
@@ -238,7 +249,7 @@ def test_only_what_is_painted_changes(page: Page, url: str, noise: Path) -> None
         page.mouse.move(box["x"] + x * box["width"], box["y"] + 0.9 * box["height"], steps=3)
         page.mouse.up()
     page.click("#undo")
-    page.fill("#mask_blur", "0")
+    page.fill(field("mask_blur"), "0")
     draw(page, "rocket")
     expect(page.locator(DONE)).to_have_count(1)
     [work] = known(url)
@@ -251,8 +262,8 @@ def test_only_what_is_painted_changes(page: Page, url: str, noise: Path) -> None
 def test_a_reload_loses_nothing(page: Page, url: str, noise: Path) -> None:
     page.set_input_files("#file", noise)
     expect(page.locator("#from")).to_be_visible()
-    page.fill("#negative_prompt", "text")
-    page.select_option("#sampler", "heun")
+    page.fill(field("negative_prompt"), "text")
+    page.select_option(field("sampler"), "heun")
     draw(page, "rocket", seed=4)
     expect(page.locator(DONE)).to_have_count(1)
     draw(page, "snowman", steps=900)
@@ -262,7 +273,7 @@ def test_a_reload_loses_nothing(page: Page, url: str, noise: Path) -> None:
     expect(page.locator(".tile").first).to_contain_text("snowman")
     expect(page.locator(".tile .told").first).to_contain_text("of 675")  # of 900, at strength 0.75
     expect(page.locator("#from")).to_be_visible()
-    kept = [page.input_value(f"#{name}") for name in ("prompt", "negative_prompt", "seed", "steps", "sampler")]
+    kept = [page.input_value(field(name)) for name in ("prompt", "negative_prompt", "seed", "steps", "sampler")]
     assert kept == ["snowman", "text", "4", "900", "heun"]
     page.click(".stop")
     expect(page.locator(".tile")).to_have_count(1)

@@ -89,12 +89,12 @@ export class Form {
     const schema = declared.anyOf?.find(({ type }) => type !== "null") ?? declared;
     const input = this.#input(name, schema);
     this.#fields.set(name, { input, schema });
-    Object.assign(input, { id: name, name, ariaDescription: declared.description });
+    Object.assign(input, { id: `field-${name}`, name, ariaDescription: declared.description });
     const beside = [];
     if (name === "seed") beside.push(this.#dice(input));
     if (input.type === "range") beside.push(reading(input));
     const title = TITLES[name] ?? name.replaceAll("_", " ");
-    const label = make("label", { htmlFor: name, textContent: title });
+    const label = make("label", { htmlFor: input.id, textContent: title });
     const field = make("div", { className: `field ${name}`, title: declared.description }, label);
     field.append(beside.length ? make("span", { className: "pair" }, input, ...beside) : input);
     return field;

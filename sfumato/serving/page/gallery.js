@@ -36,18 +36,21 @@ export class Gallery {
   #tile({ request, id }, number) {
     const tile = make("li", { className: "tile" });
     tile.style.setProperty("--ratio", `${request.width} / ${request.height}`);
-    const open = make("button", { type: "button", className: "picture", disabled: true });
+    const open = make("button", {
+      type: "button", className: "picture", disabled: true, ariaLabel: `${request.prompt}, not drawn yet`,
+    });
     open.append(make("img", { alt: "" }));
     const bar = make("progress", { max: 1, value: 0, ariaLabel: `Picture ${number + 1}: ${request.prompt}` });
     const caption = make("p", {}, make("span", { textContent: request.prompt || "no prompt", title: request.prompt }));
     const told = make("p", { className: "told" }, make("span"));
     if (!number) {
       const stop = make("button", { type: "button", className: "stop", textContent: "Stop" });
-      if (request.count > 1) stop.title = `Stop these ${request.count} pictures`;
+      stop.title = request.count > 1 ? `Stop these ${request.count} pictures` : "Stop this picture";
+      stop.ariaLabel = `Stop ${request.prompt}`;
       stop.onclick = () => this.on.stop(id);
       told.append(stop);
     }
-    tile.append(open, bar, told, caption);
+    tile.append(open, bar, caption, told);
     return tile;
   }
 

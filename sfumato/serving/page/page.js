@@ -144,8 +144,8 @@ async function main() {
   the("more").open = more;
   await begin.show(begun).catch(() => begin.show({}));
 
-  the("loras").hidden = !about.loras.length;
-  the("loras").append(...about.loras.map((name) => make("button", {
+  the("chips").hidden = !about.loras.length;
+  the("chips").append(...about.loras.map((name) => make("button", {
     type: "button", textContent: name, title: `Add <lora:${name}:0.8> to the prompt`,
     onclick: () => {
       the("prompt").value = `${the("prompt").value} <lora:${name}:0.8>`.trim();
