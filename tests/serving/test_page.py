@@ -31,6 +31,8 @@ QUIET = (
 PATIENCE = 30_000
 """Milliseconds for what takes one at most on an idle machine."""
 DONE = ".tile[data-state=done]"
+SHEET = "#large.sheet[src^='blob:']"
+THERE = f"{DONE} img[src^='blob:']"
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_what_is_asked_for_is_drawn_and_shown(page: Page, url: str) -> None:
     expect(page.locator(DONE)).to_have_count(2)
     expect(page.locator("#empty")).to_be_hidden()
     expect(page.locator(DONE).first).to_contain_text(f"seed {seed}")
-    assert width(page.locator(f"{DONE} img").nth(1)) == 64
+    assert width(page.locator(THERE).nth(1)) == 64
     [work] = known(url)
     told = {"prompt": "rocket", "seed": seed, "steps": 3, "count": 2, "guidance_rescale": 0.5, "sampler": "euler"}
     assert told.items() <= work["request"].items()
@@ -169,9 +171,9 @@ def test_words_are_explained(page: Page) -> None:
     draw(page, "red apple")
     page.locator(f"{DONE} .picture").click()
     page.click("#explain")
-    expect(page.locator("#large.sheet")).to_be_visible()
+    expect(page.locator(SHEET)).to_be_visible()
     expect(page.locator("#recipe")).to_contain_text(re.compile(r"red .* %, apple .* %"))
-    assert width(page.locator("#large")) > 256
+    assert width(page.locator(SHEET)) > 256
 
 
 def test_a_request_is_stopped(page: Page, url: str) -> None:
@@ -288,7 +290,7 @@ def test_a_key_is_asked_for(browser: Browser, pipeline: Pipeline) -> None:
         page.keyboard.press("Enter")
         expect(page.locator("#ask")).to_be_hidden()
         draw(page, "rocket")
-        assert width(page.locator(f"{DONE} img")) == 64
+        assert width(page.locator(THERE)) == 64
         page.reload()
         expect(page.locator(DONE)).to_have_count(1)
         expect(page.locator("#ask")).to_be_hidden()

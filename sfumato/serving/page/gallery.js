@@ -12,6 +12,8 @@ export class Gallery {
   constructor(on) {
     this.on = on;
     this.list = the("gallery");
+    const come = (seen) => seen.filter((one) => one.isIntersecting).forEach(({ target }) => this.#fetch(target));
+    this.near = new IntersectionObserver(come, { rootMargin: "100%" }); // a hundred pictures are not fetched at once
   }
 
   /** All pictures, in the order in which they are shown. */
@@ -63,15 +65,12 @@ export class Gallery {
       if (this.#entries.has(tile)) return;
       this.#entries.set(tile, { work, number });
       tile.querySelector(".stop")?.remove();
-      const { url, seed } = work.pictures[number];
+      const { seed } = work.pictures[number];
       told.textContent = `${work.sheet ? "explained · " : ""}seed ${seed}`;
       Object.assign(picture, { disabled: false, ariaLabel: `${work.request.prompt || "no prompt"}, seed ${seed}` });
       picture.onclick = () => this.on.open(this.#entries.get(tile));
       bar.value = 1;
-      api.picture(url).then(({ href }) => {
-        image.src = href;
-        tile.style.setProperty("--share", 1);
-      }, (problem) => (told.textContent = problem.message));
+      this.near.observe(tile);
       return;
     }
     const now = work.progress.find((one) => one.picture === number);
@@ -80,6 +79,17 @@ export class Gallery {
     tile.style.setProperty("--share", share);
     bar.value = share;
     told.textContent = now ? `step ${now.step} of ${now.steps}` : waiting(work);
+  }
+
+  async #fetch(tile) {
+    const { work, number } = this.#entries.get(tile);
+    this.near.unobserve(tile);
+    try {
+      tile.querySelector("img").src = (await api.picture(work.pictures[number].url)).href;
+      tile.style.setProperty("--share", 1);
+    } catch (problem) {
+      tile.querySelector(".told").textContent = problem.message;
+    }
   }
 
   #failed(work, tiles) {
