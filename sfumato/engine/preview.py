@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sfumato.engine.decode import decode
 from sfumato.families.types import LatentFormat, Model
 
 SAMPLES, SIDE = 16, 8
@@ -35,14 +36,12 @@ def with_colours(model: Model) -> LatentFormat:
     That is the linear map, with an offset, that comes nearest to what the decoder makes of noise, by least squares.
     A model without an autoencoder has colours for latents.
     """
-    latent, autoencoder = model.latent, model.parts.get("vae")
-    if latent.rgb or autoencoder is None:
+    latent = model.latent
+    if latent.rgb or "vae" not in model.parts:
         return latent
-    weight = next(autoencoder.parameters())
     z = torch.randn(SAMPLES, latent.channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        pixels = autoencoder.decode(latent.to_autoencoder(z).to(weight)).float().cpu().clamp(-1, 1)  # type: ignore[operator]
-    colours = F.avg_pool2d(pixels, latent.factor)  # [SAMPLES, 3, SIDE, SIDE]
+    pixels, _ = decode(model, z.to(model.device))
+    colours = F.avg_pool2d(pixels / 127.5 - 1.0, latent.factor)  # [SAMPLES, 3, SIDE, SIDE]
     given = torch.cat([z, torch.ones_like(z[:, :1])], 1)  # [SAMPLES, C + 1, SIDE, SIDE]
     given, colours = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (given, colours))  # [n, C + 1], [n, 3]
     red, green, blue = torch.linalg.lstsq(given, colours).solution.T.tolist()
