@@ -256,6 +256,7 @@ def test_only_what_is_painted_changes(page: Page, url: str, noise: Path) -> None
     expect(page.locator(DONE)).to_have_count(1)
     [work] = known(url)
     assert work["request"]["task"] == "inpaint"
+    assert work["request"]["strength"] == 1  # where inpainting begins unless told otherwise
     before, after = np.array(Image.open(noise)), pixels(url, work)
     assert np.array_equal(before[:, :36], after[:, :36])
     assert (before[10:54, 42:54] != after[10:54, 42:54]).any(-1).mean() > 0.9

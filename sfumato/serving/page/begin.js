@@ -47,7 +47,7 @@ export class Begin {
 
   get task() {
     const { image, depth } = this.#given;
-    const given = { image, depth, mask: image && this.paints && this.brush.strokes.length };
+    const given = { image, depth, mask: image && this.paints && this.brush.painted };
     const fits = Object.entries(this.about.tasks).filter(([, [needed]]) => needed.every((name) => given[name]));
     const most = Math.max(...fits.map(([, [needed]]) => needed.length));
     return fits.find(([, [needed]]) => needed.length === most)?.[0];

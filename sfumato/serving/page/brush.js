@@ -29,6 +29,10 @@ export class Brush {
     this.#paint();
   }
 
+  get painted() {
+    return this.strokes.some(({ erases }) => !erases);
+  }
+
   undo() {
     this.strokes = this.strokes.slice(0, -1);
     this.#paint();
@@ -43,7 +47,7 @@ export class Brush {
 
   /** White where it was painted and black elsewhere, as large as the picture, as a data: URL; undefined for nothing. */
   mask() {
-    if (!this.strokes.some(({ erases }) => !erases)) return undefined;
+    if (!this.painted) return undefined;
     const made = Object.assign(document.createElement("canvas"), this.picture);
     const context = made.getContext("2d");
     this.#stroke(context, "white");

@@ -62,6 +62,17 @@ export class Form {
     }
   }
 
+  /** Sliders that nobody has moved stand where this task has them. */
+  follow(task) {
+    for (const [name, usual] of Object.entries(this.about.fills[task] ?? {})) {
+      const { input } = this.#fields.get(name);
+      if (input.type !== "range") continue;
+      if (input.value === input.defaultValue) input.value = usual;
+      input.defaultValue = usual;
+      input.dispatchEvent(new Event("input"));
+    }
+  }
+
   /** Those fields of a request that are not what the model does unasked. */
   special(request) {
     return Object.entries(request).filter(
@@ -111,10 +122,7 @@ export class Form {
       return select;
     }
     const slider = SLIDERS[name];
-    if (slider) {
-      const filled = Object.values(this.about.fills).map((fills) => fills[name]).find((fill) => fill !== undefined);
-      return make("input", { type: "range", ...slider, defaultValue: filled ?? slider.max });
-    }
+    if (slider) return make("input", { type: "range", ...slider, defaultValue: slider.max });
     const number = ["integer", "number"].includes(schema.type);
     const fills = Object.values(this.about.fills).find((fills) => name in fills)?.[name];
     const placeholder = [usual ?? fills ?? OTHERWISE[name] ?? ""].flat().join(", ");

@@ -38,7 +38,14 @@ async function main() {
   const brought = new Map(); // id of a request -> the pictures it began from: the server tells their fingerprints alone
   const awaited = new Set(); // ids of requests whose pictures are to be opened when they are there
   const form = new Form(about);
-  const begin = new Begin(about, { changed: () => keep(), use: (request) => form.fill(request), failed: fail });
+  const begin = new Begin(about, {
+    changed: () => {
+      form.follow(begin.task);
+      keep();
+    },
+    use: (request) => form.fill(request),
+    failed: fail,
+  });
   const gallery = new Gallery({
     open: (entry) => view.open(entry),
     stop: (id) => api.stop(id).then((work) => queue.take(work), fail),
@@ -87,10 +94,10 @@ async function main() {
 
   async function use({ work, number = 0 }) {
     const { request } = work;
+    await begin.show(brought.get(work.id) ?? {});
     form.fill({ ...request, count: 1, seed: work.pictures?.[number].seed ?? request.seed });
     view.close();
     the("prompt").focus();
-    await begin.show(brought.get(work.id) ?? {});
     try {
       picturesOf(work);
     } catch (problem) {
@@ -140,9 +147,9 @@ async function main() {
   }
 
   const { texts = {}, more = false, begin: begun = {} } = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
+  await begin.show(begun).catch(() => begin.show({}));
   form.texts = texts;
   the("more").open = more;
-  await begin.show(begun).catch(() => begin.show({}));
 
   the("chips").hidden = !about.loras.length;
   the("chips").append(...about.loras.map((name) => make("button", {
