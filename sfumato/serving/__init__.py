@@ -6,9 +6,9 @@ FACES = Registry(
     kind="face",
     targets={
         "native": "sfumato.serving.native:FACE",
+        "openai": "sfumato.serving.openai:FACE",
         "a1111": "sfumato.serving.a1111:FACE",
         "metrics": "sfumato.serving.metrics:FACE",
-        "openai": "sfumato.serving.openai:FACE",
         "page": "sfumato.serving.page:FACE",
     },
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from sfumato.core.config import from_dict, table
 from sfumato.core.errors import CapacityError, RequestError, nearest
@@ -235,6 +235,8 @@ def _decode(content: bytes, where: str) -> Picture:
             image = _rgb(file, notes)
     except Image.DecompressionBombError as problem:
         raise CapacityError(f"{where} would fill the memory: {problem}") from None
+    except UnidentifiedImageError:  # whose words name an object in memory
+        raise RequestError(f"{where} is not a PNG, JPEG or WebP.") from None
     except (OSError, SyntaxError, ValueError, EOFError) as problem:
         raise RequestError(f"{where} is not a PNG, JPEG or WebP that can be read: {problem}.") from None
     return Picture(image, recipe, text, tuple(notes))
