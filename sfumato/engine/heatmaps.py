@@ -7,6 +7,8 @@ brought to the size of the latents; what it keeps is one map a token.
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.models.controlnet import PLACE
+
 CROSS = (".cross", ".cross1")
 """How the names end of places that attend to the prompt."""
 
@@ -28,6 +30,8 @@ class Heatmaps:
     def __call__(self, q: Tensor, k: Tensor, name: str) -> None:
         """Hear an attention: q [B, heads, N, d], k [B, heads, L, d]."""
         if not name.endswith(CROSS) or q.is_meta:  # a forecast counts what it would take, and looks at nothing
+            return
+        if name.startswith(PLACE):  # looks at the words for the control picture's sake
             return
         logits = q[0].float() @ k[0].float().transpose(1, 2) * q.shape[-1] ** -0.5
         weights = logits.softmax(-1).mean(0)  # [N, L]

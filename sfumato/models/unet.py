@@ -19,12 +19,13 @@ from sfumato.nn.transformer import CrossAttention, SpatialTransformer
 
 T = TypeVar("T")
 DownType = Literal["CrossAttnDownBlock2D", "DownBlock2D"]
+MidType = Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"]
 UpType = Literal["CrossAttnUpBlock2D", "UpBlock2D"]
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """Names and values are those of ``unet/config.json`` in checkpoint folders.
+class EncoderConfig:
+    """What says how the way down and the middle are built; names and values are those of config.json in checkpoints.
 
     Where a field holds one value or one a level, levels are listed from the finest, for the way down; the way up
     uses them reversed.
@@ -34,18 +35,13 @@ class UNetConfig:
     """
 
     in_channels: Annotated[int, "of the input: noisy latents and whatever stands beside them"] = 4
-    out_channels: Annotated[int, "of the output"] = 4
-    sample_size: Annotated[int | None, "latent width and height it was trained for; it takes any"] = None
     block_out_channels: Annotated[tuple[int, ...], "channels of each level"] = (320, 640, 1280, 1280)
     down_block_types: Annotated[tuple[DownType, ...], "levels on the way down, the finest first"] = (
         "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D",
     )
-    mid_block_type: Annotated[Literal["UNetMidBlock2DCrossAttn"] | None, "at the bottom; null leaves it out"] = (
-        "UNetMidBlock2DCrossAttn"
-    )
-    up_block_types: Annotated[tuple[UpType, ...], "levels on the way up, the coarsest first"] = (
-        "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
-    )
+    mid_block_type: Annotated[
+        MidType | None, "at the bottom; UNetMidBlock2D: a residual block alone; null leaves it out"
+    ] = "UNetMidBlock2DCrossAttn"
     layers_per_block: Annotated[int | tuple[int, ...], "residual blocks a level on the way down; up: one more"] = 2
     attention_head_dim: Annotated[
         int | tuple[int, ...], "the NUMBER of heads, all or a level: the name is a slip that 40,000 checkpoints repeat"
@@ -89,14 +85,10 @@ class UNetConfig:
     }
 
     def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        for name in (
-            "down_block_types", "up_block_types", "layers_per_block", "attention_head_dim",
-            "transformer_layers_per_block", "only_cross_attention",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != levels:
-                raise ConfigError(f"{name} = {value!r}: there are {levels} levels in block_out_channels.")
+        self._check_levels(
+            "down_block_types", "layers_per_block", "attention_head_dim", "transformer_layers_per_block",
+            "only_cross_attention",
+        )
         for channels, heads in zip(self.block_out_channels, self.each(self.attention_head_dim), strict=True):
             if channels % heads or channels % self.norm_num_groups:
                 raise ConfigError(
@@ -111,6 +103,13 @@ class UNetConfig:
         if self.class_embed_type is not None and self.num_class_embeds is not None:
             raise ConfigError("class_embed_type and num_class_embeds are two ways to use one place: leave one out.")
 
+    def _check_levels(self, *names: str) -> None:
+        levels = len(self.block_out_channels)
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ConfigError(f"{name} = {value!r}: there are {levels} levels in block_out_channels.")
+
     def each(self, value: T | tuple[T, ...]) -> tuple[T, ...]:
         """One value a level."""
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
@@ -121,10 +120,25 @@ class UNetConfig:
         return 4 * self.block_out_channels[0]
 
 
+@dataclass(frozen=True)
+class UNetConfig(EncoderConfig):
+    """Of the whole network; see ``unet/config.json``."""
+
+    out_channels: Annotated[int, "of the output"] = 4
+    sample_size: Annotated[int | None, "latent width and height it was trained for; it takes any"] = None
+    up_block_types: Annotated[tuple[UpType, ...], "levels on the way up, the coarsest first"] = (
+        "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_levels("up_block_types")
+
+
 class UNetEncoder(nn.Module):
     """The way down and the middle: the half of a U-Net that its side networks copy."""
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         first = config.block_out_channels[0]
@@ -144,10 +158,10 @@ class UNetEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(_down_stages(config))
         self.mid_block = None
         if config.mid_block_type is not None:
-            last = config.block_out_channels[-1]
+            last, attends = config.block_out_channels[-1], config.mid_block_type == "UNetMidBlock2DCrossAttn"
             self.mid_block = Stage(
-                [_resnet(config, last, last), _resnet(config, last, last)],
-                [_transformer(config, -1, "mid.attentions.0", only_cross=False)],
+                [_resnet(config, last, last) for _ in range(1 + attends)],
+                [_transformer(config, -1, "mid.attentions.0", only_cross=False)] if attends else [],
             )
         self._number()
 
@@ -256,6 +270,8 @@ class UNetEncoder(nn.Module):
 class UNet(UNetEncoder):
     """Down, middle, and up again with what the way down left behind."""
 
+    config: UNetConfig
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
         self.up_blocks = nn.ModuleList(_up_stages(config))
@@ -353,19 +369,19 @@ def _need(conditioning: Conditioning, name: str) -> Tensor:
     return value
 
 
-def _pooled_dim(config: UNetConfig) -> int:
+def _pooled_dim(config: EncoderConfig) -> int:
     assert config.projection_class_embeddings_input_dim is not None  # the config was checked
     return config.projection_class_embeddings_input_dim
 
 
-def _resnet(config: UNetConfig, channels: int, out_channels: int) -> ResnetBlock:
+def _resnet(config: EncoderConfig, channels: int, out_channels: int) -> ResnetBlock:
     return ResnetBlock(
         channels, out_channels, config.time_dim, config.norm_num_groups, config.norm_eps,
         scale_shift=config.resnet_time_scale_shift == "scale_shift",
     )
 
 
-def _transformer(config: UNetConfig, level: int, name: str, only_cross: bool) -> SpatialTransformer:
+def _transformer(config: EncoderConfig, level: int, name: str, only_cross: bool) -> SpatialTransformer:
     return SpatialTransformer(
         config.block_out_channels[level],
         heads=config.each(config.attention_head_dim)[level],
@@ -379,14 +395,14 @@ def _transformer(config: UNetConfig, level: int, name: str, only_cross: bool) ->
     )
 
 
-def _attentions(config: UNetConfig, level: int, count: int, kind: str, name: str) -> list[SpatialTransformer]:
+def _attentions(config: EncoderConfig, level: int, count: int, kind: str, name: str) -> list[SpatialTransformer]:
     if not kind.startswith("CrossAttn"):
         return []
     only_cross = config.each(config.only_cross_attention)[level]
     return [_transformer(config, level, f"{name}.attentions.{i}", only_cross) for i in range(count)]
 
 
-def _down_stages(config: UNetConfig) -> Iterator[Stage]:
+def _down_stages(config: EncoderConfig) -> Iterator[Stage]:
     channels, last = config.block_out_channels[0], len(config.block_out_channels) - 1
     for level, out_channels in enumerate(config.block_out_channels):
         count = config.each(config.layers_per_block)[level]
@@ -398,12 +414,17 @@ def _down_stages(config: UNetConfig) -> Iterator[Stage]:
         channels = out_channels
 
 
+def skip_widths(config: EncoderConfig) -> Iterator[int]:
+    """Channels of what the way down passes across, in its order."""
+    widths, counts = config.block_out_channels, config.each(config.layers_per_block)
+    yield widths[0]
+    for level, (width, count) in enumerate(zip(widths, counts, strict=True)):
+        yield from (width,) * (count + (level < len(widths) - 1))
+
+
 def _up_stages(config: UNetConfig) -> Iterator[Stage]:
     widths, counts = config.block_out_channels, config.each(config.layers_per_block)
-    skips = [widths[0]]  # channels of what the way down passes across
-    for level, (width, count) in enumerate(zip(widths, counts, strict=True)):
-        skips += [width] * (count + (level < len(widths) - 1))
-    channels = widths[-1]
+    skips, channels = [*skip_widths(config)], widths[-1]
     for place, level in enumerate(reversed(range(len(widths)))):
         resnets = []
         for _ in range(counts[level] + 1):

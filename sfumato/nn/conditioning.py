@@ -22,6 +22,9 @@ class Conditioning:
         labels: [B] integer classes, or the noise level of an upscaler's low-resolution picture.
         guidance: [B] the guidance scale, 1 for none, of networks that were taught to guide themselves (LCM).
         concat: [B, C', H, W] channels that stand beside the noisy ones at the network's input (mask, depth, low-res).
+        control: [B, C', H, W] what a control network made of its picture, the same for all conditions of a picture;
+            None: it has no say.
+        control_scale: [B] how much say it has.
         keys_values: what ``network.prepare`` made of ``context``: keys and values of every cross-attention, in the
             order in which the network runs them.
     """
@@ -33,6 +36,8 @@ class Conditioning:
     labels: Tensor | None = None
     guidance: Tensor | None = None
     concat: Tensor | None = None
+    control: Tensor | None = None
+    control_scale: Tensor | None = None
     keys_values: KeysValues | None = None
 
     def __len__(self) -> int:
