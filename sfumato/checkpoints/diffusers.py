@@ -208,5 +208,6 @@ def _index_of(folder: Folder) -> Iterator[tuple[str, Any]]:
 
 NEEDS_SAFETY_ENTRIES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
 )  # fmt: skip
 """Pipelines of diffusers that cannot be opened unless their index says that they have no safety checker."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sfumato.checkpoints.controlnet import PREFIX, ControlLayout
 from sfumato.checkpoints.diffusers import Folder, read_folder, read_part
 from sfumato.checkpoints.dit import DiTLayout
 from sfumato.checkpoints.fingerprint import Fingerprint, candidates
@@ -18,7 +19,8 @@ from sfumato.checkpoints.sniff import sniff
 from sfumato.checkpoints.store import File, open_file
 from sfumato.core.errors import CheckpointError
 
-Layouts = Mapping[tuple[str, str], Layout | DiTLayout]
+AnyLayout = Layout | DiTLayout | ControlLayout
+Layouts = Mapping[tuple[str, str], AnyLayout]
 """(family, variant) -> what a single file of it holds."""
 
 Judge = Callable[[Folder], tuple[str, tuple[str, ...]]]
@@ -32,6 +34,7 @@ GROUPS = {
     "conditioner.embedders.1.": "text_encoder_2",
     EMA_PREFIX: "averaged unet",
     "depth_model.": "depth estimator",
+    PREFIX: "controlnet",
 }
 """Prefix in a single file -> part."""
 
@@ -147,7 +150,7 @@ def inspect(
     )
 
 
-def _fits(file: File, layouts: list[Layout | DiTLayout | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _fits(file: File, layouts: list[AnyLayout | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the first layout that is known says of the file: problems, and names left behind."""
     layout = next((found for found in layouts if found is not None), None)
     if layout is None:

@@ -23,7 +23,7 @@ from sfumato.checkpoints.write import save_file
 from sfumato.core.errors import CheckpointError
 from sfumato.models.autoencoder import AutoencoderConfig
 from sfumato.models.clip_text import ClipTextConfig
-from sfumato.models.unet import UNetConfig
+from sfumato.models.unet import EncoderConfig, UNetConfig
 
 WP = ("weight", "bias")
 
@@ -54,10 +54,12 @@ TRANSFORMER: tuple[Row, ...] = tuple(
         "transformer_blocks.{n}.norm3.{p}",
     )
 )
-UNET_ENDS: tuple[Row, ...] = (
+UNET_START: tuple[Row, ...] = (
     Row("time_embed.0.{p}", "time_embedding.linear_1.{p}"),
     Row("time_embed.2.{p}", "time_embedding.linear_2.{p}"),
     Row("input_blocks.0.0.{p}", "conv_in.{p}"),
+)
+UNET_END: tuple[Row, ...] = (
     Row("out.0.{p}", "conv_norm_out.{p}"),
     Row("out.2.{p}", "conv_out.{p}"),
 )
@@ -74,19 +76,32 @@ UPSAMPLE = Row("conv.{p}", "conv.{p}")
 
 def unet_rows(config: UNetConfig) -> list[Row]:
     """The map of ``model.diffusion_model``, with a row for a shortcut in every residual block: see ``KeyMap.only``."""
-    rows = expand(UNET_ENDS, p=WP)
+    return encoder_rows(config) + expand(UNET_END, p=WP) + _placed(_places_up(config))
+
+
+def encoder_rows(config: EncoderConfig) -> list[Row]:
+    """The same of the way down and the middle, which side networks have too."""
+    rows = expand(UNET_START, p=WP)
     if config.num_class_embeds is not None:
         rows.append(LABELS)
     elif config.addition_embed_type is not None or config.class_embed_type is not None:
         embedding = "class_embedding" if config.addition_embed_type is None else "add_embedding"
         rows += expand(POOLED, p=WP, e=(embedding,))
-    for theirs, ours, table, depth in _places(config):
-        rows += prefixed(expand(table, p=WP, a=(1, 2), n=range(depth)), f"{theirs}.", f"{ours}.")
-    return rows
+    return rows + _placed(_places_down(config))
 
 
-def _places(config: UNetConfig) -> Iterator[tuple[str, str, tuple[Row, ...], int]]:
-    """(their place, our place, its table, transformer blocks there) of every block."""
+Place = tuple[str, str, tuple[Row, ...], int]
+"""Their place, our place, its table, transformer blocks there."""
+
+
+def _placed(places: Iterator[Place]) -> list[Row]:
+    return [
+        row for theirs, ours, table, depth in places
+        for row in prefixed(expand(table, p=WP, a=(1, 2), n=range(depth)), f"{theirs}.", f"{ours}.")
+    ]
+
+
+def _places_down(config: EncoderConfig) -> Iterator[Place]:
     depths, counts = config.each(config.transformer_layers_per_block), config.each(config.layers_per_block)
     levels = len(config.block_out_channels)
     n = 1
@@ -102,6 +117,11 @@ def _places(config: UNetConfig) -> Iterator[tuple[str, str, tuple[Row, ...], int
     yield "middle_block.0", "mid_block.resnets.0", RESNET, 0
     yield "middle_block.1", "mid_block.attentions.0", TRANSFORMER, depths[-1]
     yield "middle_block.2", "mid_block.resnets.1", RESNET, 0
+
+
+def _places_up(config: UNetConfig) -> Iterator[Place]:
+    depths, counts = config.each(config.transformer_layers_per_block), config.each(config.layers_per_block)
+    levels = len(config.block_out_channels)
     n = 0
     for place, up_kind in enumerate(config.up_block_types):
         level = levels - 1 - place

@@ -81,6 +81,7 @@ _AUTOENCODER = "sfumato.models.autoencoder:Autoencoder", "sfumato.models.autoenc
 
 KINDS: Mapping[str, Kind] = {
     "UNet2DConditionModel": Kind("sfumato.models.unet:UNet", "sfumato.models.unet:UNetConfig"),
+    "ControlNetModel": Kind("sfumato.models.controlnet:ControlNet", "sfumato.models.controlnet:ControlNetConfig"),
     "UNet2DModel": Kind(
         "sfumato.models.unet_unconditional:UnconditionalUNet",
         "sfumato.models.unet_unconditional:UnconditionalUNetConfig",

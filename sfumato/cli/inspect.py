@@ -14,9 +14,10 @@ class Inspect:
 
     def run(self) -> int:
         from sfumato.checkpoints.inspect import inspect
+        from sfumato.families import control, single_file
         from sfumato.families.load import judge
-        from sfumato.families.single_file import FINGERPRINTS, LAYOUTS
 
-        report = inspect(self.path, FINGERPRINTS, LAYOUTS, self.hashes, judge)
+        table = [*control.FINGERPRINTS, *single_file.FINGERPRINTS]
+        report = inspect(self.path, table, {**control.LAYOUTS, **single_file.LAYOUTS}, self.hashes, judge)
         print(report.text())
         return 1 if report.problems or report.damaged else 0

@@ -17,6 +17,7 @@ from sfumato.core.errors import CheckpointError
 from sfumato.families.autoencoders import read_autoencoder
 from sfumato.families.load import Found, find
 from sfumato.families.single_file import VARIANTS
+from sfumato.families.types import CONTROL
 
 CLASSES = {
     "sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "latent": "StableDiffusionPipeline",
@@ -91,7 +92,7 @@ def convert(
                 tokenizers[name] = Path(words, name)
                 tokenizer.save(tokenizers[name])
             folder = Folder(
-                CLASSES[found.family.name], found.parts, {"scheduler": found.scheduler}, tokenizers, found.options
+                class_of(found), found.parts, {"scheduler": found.scheduler}, tokenizers, found.options
             )
             shards = {} if shard_size is None else {"max_bytes": shard_size}
             write_folder(target, folder, variant=as_variant, dtype=dtype, overwrite=overwrite, **shards)
@@ -99,6 +100,12 @@ def convert(
     left_out = tuple(name for name in found.parts if name not in again.parts)
     count = compare(found.parts, again.parts, dtype, str(target))
     return Conversion(found.family.name, count, dtype is None, left_out)
+
+
+def class_of(found: Found) -> str:
+    """The pipeline class of a model's folder."""
+    name = CLASSES[found.family.name]
+    return name.replace("Pipeline", "ControlNetPipeline") if CONTROL in found.parts else name
 
 
 def layout_of(found: Found) -> Layout | DiTLayout:

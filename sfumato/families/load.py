@@ -18,9 +18,10 @@ from sfumato.checkpoints.store import open_file
 from sfumato.core.errors import CheckpointError, RequestError
 from sfumato.families import FAMILIES
 from sfumato.families.autoencoders import read_autoencoder, read_tiny
+from sfumato.families.control import check_control, read_control
 from sfumato.families.single_file import OPENCLIP_PAD, recognise, scheduler_of
 from sfumato.families.stable_diffusion import UPSCALER_BETAS
-from sfumato.families.types import TINY, Family, LatentFormat, Model
+from sfumato.families.types import CONTROL, TINY, Family, LatentFormat, Model
 from sfumato.models.autoencoder import SD_VAE, X4_UPSCALER_VAE, AutoencoderConfig
 from sfumato.models.pixels import Pixels
 from sfumato.text import tokenizer
@@ -33,7 +34,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 def open_model(
     source: str | Path, *, device: str | None = None, dtype: Precision | None = None, vae: str | Path | None = None,
     variant: str | None = None, family: str | None = None, prediction: str | None = None, asleep: bool = False,
-    vae_tiny: str | Path | None = None,
+    vae_tiny: str | Path | None = None, control: str | Path | None = None,
 ) -> Model:
     """Open a model: a folder, a single file, or a hub name, in this order.
 
@@ -47,6 +48,7 @@ def open_model(
         asleep: leave the weights in their files; the parts are on the meta device until ``engine.residence`` wakes
             them.
         vae_tiny: a tiny autoencoder of the same latents, for requests that ask for it.
+        control: a control network, for requests that bring a control picture; see ``families.control.read_control``.
 
     Raises:
         CheckpointError: it is not a model, is damaged, or is of several families.
@@ -60,9 +62,13 @@ def open_model(
         own = parts["vae"].config if "vae" in parts else None
         parts["vae"] = read_autoencoder(vae, variant, own if isinstance(own, AutoencoderConfig) else SD_VAE)
     check_latents(chosen, parts)
+    guide = parts.pop(CONTROL, None) if control is None else read_control(control, variant)
     own_parts = dict(parts)  # `files` below loses those that can no longer be read again
     if vae_tiny is not None:
         parts[TINY] = small = read_tiny(vae_tiny, variant, parts["vae"])
+    if guide is not None:
+        check_control(guide, parts[chosen.denoiser], parts.get("vae"))
+        parts[CONTROL] = guide
     modules: dict[str, Any] = {
         name: part.outline(precision) if asleep else part.load(precision, place, channels_last=place.type != "cpu")
         for name, part in parts.items()
@@ -81,6 +87,7 @@ def open_model(
         source=str(source),
         digest=cache(lambda: digest(own_parts)),
         tiny=None if vae_tiny is None else (str(vae_tiny), cache(lambda: digest({TINY: small}))),
+        control=None if guide is None else (str(control or source), cache(lambda: digest({CONTROL: guide}))),
         size=sample * latent.factor if sample else chosen.size,
         options=found.options,
         low_resolution=found.low_resolution or {"_class_name": "DDPMScheduler", **UPSCALER_BETAS},
@@ -196,10 +203,14 @@ PIPELINES: Mapping[str, Callable[[Mapping[str, Part]], str]] = {
     "LatentConsistencyModelPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
     "StableDiffusionImg2ImgPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
     "StableDiffusionInpaintPipeline": lambda parts: {768: "sd1-inpaint", 1024: "sd2-inpaint"}.get(width(parts), ""),
+    "StableDiffusionControlNetPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
+    "StableDiffusionControlNetImg2ImgPipeline": lambda parts: {768: "sd1", 1024: "sd2"}.get(width(parts), "latent"),
     "StableDiffusionDepth2ImgPipeline": lambda parts: "sd2-depth",
     "StableDiffusionUpscalePipeline": lambda parts: "sd2-upscale",
     "StableDiffusionXLPipeline": lambda parts: "sdxl",
     "StableDiffusionXLImg2ImgPipeline": lambda parts: "sdxl" if "text_encoder" in parts else "sdxl-refiner",
+    "StableDiffusionXLControlNetPipeline": lambda parts: "sdxl",
+    "StableDiffusionXLControlNetImg2ImgPipeline": lambda parts: "sdxl",
     "StableDiffusionXLInpaintPipeline": lambda parts: "sdxl-inpaint",
     "DiTPipeline": lambda parts: "dit",
     "DDPMPipeline": lambda parts: "unconditional",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from sfumato.adapters.types import Applied
 from sfumato.checkpoints.parts import Part
 from sfumato.core.errors import RequestError
 from sfumato.core.request import Request
+from sfumato.models.controlnet import Controlled, ControlNet
+from sfumato.models.unet import UNet
 from sfumato.nn.conditioning import Conditioning
 from sfumato.text.tokenizer import ClipTokenizer
 
@@ -102,6 +104,9 @@ MAX_SIDE = 16_384
 TINY = "vae_tiny"
 """The name of the part that decodes where a request accepts a rougher picture for speed."""
 
+CONTROL = "controlnet"
+"""The name of the part that reads a control picture."""
+
 OPTIONAL = ("clip_skip", "original_size", "crop", "refiner_start")
 """Request fields that only some families can use."""
 
@@ -123,6 +128,7 @@ class Model:
         opened: what decided how it was opened, beside ``source``: ``vae``, ``variant``, ``family``, ``prediction``,
             ``quantize``.
         tiny: name of the tiny autoencoder that was opened beside the model's own, and the digest of its tensors.
+        control: name of the control network that was opened beside the model's parts, and the digest of its tensors.
         files: what parts can be read from again, by their names, so that they need not stay in memory; whoever changes
             a part's weights takes its entry out.
         whole: what all parts were read from in the beginning.
@@ -146,6 +152,7 @@ class Model:
     file_digest: Callable[[], str] | None = None
     opened: Mapping[str, str] = field(default_factory=dict)
     tiny: tuple[str, Callable[[], str]] | None = None
+    control: tuple[str, Callable[[], str]] | None = None
     files: dict[str, Part] = field(default_factory=dict)
     whole: Mapping[str, Part] = field(default_factory=dict)
     adapters: tuple[Applied, ...] = ()
@@ -170,6 +177,17 @@ class Model:
         return self.parts[self.family.denoiser]
 
     @property
+    def stepping(self) -> list[str]:
+        """Names of the parts that compute at every step: the denoiser, and what controls it."""
+        return [self.family.denoiser, *([CONTROL] if CONTROL in self.parts else [])]
+
+    def answering(self) -> nn.Module:
+        """The parts that compute at every step as one network. For one run: parts that rest are other modules then."""
+        if CONTROL not in self.parts:
+            return self.network
+        return Controlled(cast(UNet, self.network), cast(ControlNet, self.parts[CONTROL]))
+
+    @property
     def text_parts(self) -> list[str]:
-        """Names of the parts that read prompts: all but the denoiser and the autoencoders."""
-        return [name for name in self.parts if name not in (self.family.denoiser, "vae", TINY)]
+        """Names of the parts that read prompts: all but those of the steps and the autoencoders."""
+        return [name for name in self.parts if name not in (*self.stepping, "vae", TINY)]
