@@ -17,6 +17,7 @@ class Loading:
     vae_tiny: Annotated[str | None, "a tiny autoencoder of the same latents, for the lossy mode tiny_decoder"] = None
     lora_folder: Annotated[str | None, "where <lora:name:0.8> in a prompt finds name.safetensors"] = None
     refiner: Annotated[str | None, "a second model that takes over at --refiner-start"] = None
+    control_model: Annotated[str | None, "a ControlNet, folder or file, which reads the picture of --control"] = None
     family: Annotated[str | None, "decides where a checkpoint could be of several; see `sfumato models`"] = None
     prediction: Annotated[str | None, "decides where a single file could have been trained with several"] = None
     variant: Annotated[str | None, "of a folder that holds several, such as fp16"] = None
@@ -47,5 +48,5 @@ class Loading:
             self.model or SHIPPED, refiner=self.refiner, family=self.family, prediction=self.prediction,
             device=self.device, dtype=self.dtype, vae=self.vae, vae_tiny=self.vae_tiny, variant=self.variant,
             max_memory=self.max_memory, quantize=self.quantize, lora_folder=self.lora_folder,
-            compile=self.compile,
+            compile=self.compile, control=self.control_model,
         )  # fmt: skip

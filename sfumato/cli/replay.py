@@ -27,6 +27,7 @@ class Replay:
     image: Annotated[str | None, "where the image is that it began from, if not where the recipe says"] = None
     mask: Annotated[str | None, "where its mask is, if not where the recipe says"] = None
     depth: Annotated[str | None, "where its picture of depths is, if not where the recipe says"] = None
+    control: Annotated[str | None, "where its control picture is, if not where the recipe says"] = None
     loading: Loading = field(default_factory=Loading)
     verify: Annotated[bool, "compare the pixels and save nothing; exit code 1 where they differ"] = False
     output: Annotated[Path | None, "file to save as, or folder to save into; out/SEED-WORDS.png unless given"] = None
@@ -45,7 +46,7 @@ class Replay:
         if "explained" in old.recipe:
             raise RequestError(f"{self.file} shows the words of a picture; replay the picture, which lies beside it.")
         target = None if self.verify else naming.destination(self.output)
-        moved: dict[str, Any] = {"image": self.image, "mask": self.mask, "depth": self.depth}
+        moved: dict[str, Any] = {name: getattr(self, name) for name in ("image", "mask", "depth", "control")}
         request = replace(old.reading().request, **{name: path for name, path in moved.items() if path is not None})
         pipeline = loading_of(old.recipe, self.loading, f"the recipe in {self.file}").open()
         with bar("drawing", shown=not self.quiet and sys.stderr.isatty()) as on_step:
@@ -85,7 +86,7 @@ def loading_of(recipe: Mapping[str, Any], asked: Loading, where: str) -> Loading
     given = {name: value for name, value in vars(asked).items() if value is not None}
     model = table(recipe, "model")
     own = {} if "model" in given else {**table(model, "opened"), "model": model.get("name")}
-    beside = {name: table(recipe, name).get("name") for name in ("refiner", "vae_tiny")}
+    beside = {name: table(recipe, name).get("name") for name in ("refiner", "vae_tiny", "control_model")}
     told = {"dtype": recipe.get("dtype"), **beside, **own}
     found = from_dict(Loading, {**told, **given}, where)
     if found.model is None:

@@ -21,6 +21,10 @@ class Request:
     image: Annotated[str | None, "picture to begin from: a file or a data: URL"] = None
     mask: Annotated[str | None, "inpaint: picture, white where the image is painted anew, black where it stays"] = None
     depth: Annotated[str | None, "depth_to_image: picture, the whiter the nearer"] = None
+    control: Annotated[str | None, "picture of edges, depths, poses, … as the control model was made to read"] = None
+    control_scale: Annotated[float | None, "how much say the control picture has; 1 is what it was trained with"] = None
+    control_start: Annotated[float | None, "share of the steps after which the control picture has a say"] = None
+    control_end: Annotated[float | None, "share of the steps after which it has none any more"] = None
     strength: Annotated[float | None, "0 to 1: share of the steps, and so how far from the image it may go"] = None
     mask_blur: Annotated[int | None, "pixels over which what is painted melts into what stays"] = None
     mask_padding: Annotated[int | None, "draw only what lies so many pixels around the mask, and put it back"] = None
@@ -62,13 +66,25 @@ class Request:
         if self.task == "text_to_image" and self.image is not None:
             kind = "inpaint" if self.mask is not None else "image_to_image"
             object.__setattr__(self, "task", kind if self.depth is None else "depth_to_image")
-        needed, more = GIVEN.get(self.task, ((), ()))
+        needed, also = GIVEN.get(self.task, ((), ()))
         for name in needed:
             if getattr(self, name) is None:
                 refuse("task", f"needs {name}")
         for name in TOLD:
-            if getattr(self, name) is not None and name not in (*needed, *more):
+            if getattr(self, name) is not None and name not in (*needed, *also):
                 refuse(name, f"means nothing to {self.task}")
+        for name, (told, never) in BESIDE.items():
+            if getattr(self, name) is not None and self.task in never:
+                refuse(name, f"means nothing to {self.task}")
+            for more in told:
+                if getattr(self, name) is None and getattr(self, more) is not None:
+                    refuse(more, f"means nothing without {name}")
+        if self.control_scale is not None and not 0 <= self.control_scale <= 10:
+            refuse("control_scale", "must be from 0 to 10")
+        start, end = self.control_start or 0.0, 1.0 if self.control_end is None else self.control_end
+        if not 0 <= start < end <= 1:
+            name = "control_start" if self.control_end is None else "control_end"
+            refuse(name, "control_start and control_end must be from 0 to 1, the lower first")
         if self.strength is not None and not 0 < self.strength <= 1:
             refuse("strength", "must be above 0, and 1 at most")
         if self.strength is not None and self.sigmas is not None:
@@ -116,6 +132,11 @@ GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 TOLD = tuple(dict.fromkeys(name for both in GIVEN.values() for names in both for name in names))
 """All of these fields."""
+
+BESIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "control": (("control_scale", "control_start", "control_end"), ("upscale",)),
+}
+"""Pictures that may be brought along whatever the task: what is told of each, and tasks to which it means nothing."""
 
 MAX_PROMPT = 20_000
 """Characters. A limit against requests that would run for hours, far above any prompt a person writes."""

@@ -147,7 +147,7 @@ class Denoiser:
         wanted = [ask.wants() for ask in asks]
         k = len(wanted[0])
         parts = [[ask.conditionings[name] for name in names] for ask, names in zip(asks, wanted, strict=True)]
-        one_picture = all(c.concat is cs[0].concat for cs in parts for c in cs)
+        one_picture = all(c.concat is cs[0].concat and c.control is cs[0].control for cs in parts for c in cs)
         share = one_picture and all(len(names) == k for names in wanted)
 
         pictures = []

@@ -37,6 +37,16 @@ class Progress:
 OnStep = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class Spell:
+    """A part of a run in which the network is told something else: at sigmas up to ``high`` and above ``low``."""
+
+    high: float
+    low: float
+    conditionings: Mapping[str, Conditioning]
+    timetable: Timetable | None = None
+
+
 @dataclass(eq=False)
 class Job:
     """One running sampler and what its answers are made with.
@@ -46,6 +56,7 @@ class Job:
         sigmas: the ones it runs over, for telling progress.
         on_step: is told after each answer; may raise ``Cancelled``.
         shortcuts: lossy ways through the network, this job's own.
+        spell: in which other conditionings stand for this job's.
         result: the sampler's final x, in the frame, once it has finished.
         error: why it ended without a result.
     """
@@ -59,6 +70,7 @@ class Job:
     on_step: OnStep | None = None
     timetable: Timetable | None = None
     shortcuts: tuple[Shortcut, ...] = ()
+    spell: Spell | None = None
     result: Tensor | None = None
     error: Exception | None = None
     query: Query | None = field(default=None, repr=False)
@@ -70,7 +82,9 @@ class Job:
     def ask(self) -> Ask:
         """The pending query with what is needed to answer it."""
         assert self.query is not None
-        return Ask(self.query, self.frame, self.guidance, self.conditionings, self.timetable, self.shortcuts)
+        spell = self.spell
+        told = spell if spell is not None and spell.low < self.query.sigma <= spell.high else self
+        return Ask(self.query, self.frame, self.guidance, told.conditionings, told.timetable, self.shortcuts)
 
     def send(self, estimate: Estimate) -> None:
         """Give the answer to the pending query; the sampler runs up to its next one, or ends."""

@@ -14,7 +14,7 @@ from sfumato.engine.allocator import return_freed_memory
 from sfumato.engine.compiled import Mode, compile_decoders, compile_denoiser
 from sfumato.engine.pack import BALANCED, FAST, SMALL, Eight, Packing, pack
 from sfumato.engine.residence import rest, wake
-from sfumato.families.types import TINY, Model
+from sfumato.families.types import CONTROL, TINY, Model
 from sfumato.nn import float8
 from sfumato.nn.transformer import Attention
 
@@ -50,17 +50,18 @@ def make_ready(
     model: Model, eight: Eight | None = None, growth: float = BALANCED, shapes: Shapes = MappingProxyType({}),
     why: str = "", again: bool = False, compiled: Mode | None = None,
 ) -> list[str]:
-    """Pack the denoiser and the decoders for the CPU, where native kernels are to be had.
+    """Pack the denoiser, what controls it and the decoders for the CPU, where native kernels are to be had.
 
     On a GPU, and in half precision, the denoiser's self-attentions make queries, keys and values by one product, and
-    its linear layers may multiply in 8 bits.
+    its linear layers may multiply in 8 bits. A control network never does: it is as exact as without.
 
     Afterwards the networks can no longer be trained or changed. What was done, or why nothing was, is added to the
     model's notes.
 
     Args:
         eight: how the denoiser multiplies in 8 bits, if it does, which is lossy; see ``pack``.
-        growth: how much larger the denoiser's weights may become; with 0 the decoders' do not grow either.
+        growth: how much larger the denoiser's weights may become, and a control network's as much; with 0 the
+            decoders' do not grow either.
         shapes: of the pictures that the denoiser's convolutions will be given, by the layers' names.
         why: so much and no more, for the notes.
         again: the denoiser alone, which was read once more since; nothing new is noted.
@@ -115,19 +116,20 @@ def make_ready(
 
 
 def fuse(model: Model) -> None:
-    """Let the denoiser's self-attentions make queries, keys and values by one product, layer by layer."""
-    wake(model, model.family.denoiser)
-    for module in model.network.modules():
-        if isinstance(module, Attention):
-            module.fuse()
-            model.packed.add(model.family.denoiser)
+    """Let self-attentions at every step make queries, keys and values by one product, layer by layer."""
+    for name in model.stepping:
+        wake(model, name)
+        for module in model.parts[name].modules():
+            if isinstance(module, Attention):
+                module.fuse()
+                model.packed.add(name)
 
 
 def packable(model: Model, eight: Eight | None = None) -> list[str]:
     """The parts whose layers are replaced on the model's device: the denoiser first, then what decodes."""
     if model.device.type != "cpu":
         return [model.family.denoiser] if eight is not None else []
-    return [name for name in (model.family.denoiser, "vae", TINY) if name in model.parts]
+    return [name for name in (*model.stepping, "vae", TINY) if name in model.parts]
 
 
 def pack_parts(
@@ -144,9 +146,9 @@ def pack_parts(
     done = []
     for name in names:
         network = what_is_packed(model, parts, name)
-        if name == model.family.denoiser:
-            side = model.size // model.latent.factor
-            done.append(pack(network, growth, partial(packed_now, name), eight, shapes, side))
+        if name in model.stepping:
+            side, coarse = model.size // model.latent.factor, eight if name != CONTROL else None
+            done.append(pack(network, growth, partial(packed_now, name), coarse, shapes, side))
         else:
             # Its weights are few and its pictures large: there transformed weights cost little and gain most.
             most = FAST if growth > SMALL else SMALL
@@ -155,8 +157,8 @@ def pack_parts(
 
 
 def what_is_packed(model: Model, parts: Mapping[str, nn.Module], name: str) -> nn.Module:
-    """Of a packable part: the denoiser whole, of an autoencoder what decodes."""
-    return parts[name] if name == model.family.denoiser else parts[name].get_submodule("decoder")
+    """Of a packable part: what computes at every step whole, of an autoencoder what decodes."""
+    return parts[name] if name in model.stepping else parts[name].get_submodule("decoder")
 
 
 def unpack(model: Model) -> None:
@@ -171,7 +173,7 @@ def _release(model: Model, name: str, layer: str) -> None:
     """Give the pages of its file back: plain weights never stand beside packed ones."""
     part = model.files.get(name)
     if part is not None:
-        within = "" if name == model.family.denoiser else "decoder."
+        within = "" if name in model.stepping else "decoder."
         for key, tensor in part.tensors.items():
             if key.startswith(f"{within}{layer}."):
                 tensor.release()

@@ -239,9 +239,13 @@ def can_record(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.version.hip
 
 
-def recorded(network: nn.Module, device: torch.device) -> nn.Module | Recorded:
-    """The denoiser, its forwards recorded where the device can do that. To be asked anew for each run."""
-    return Recorded(network, _recordings(network, device)) if can_record(device) else network
+def recorded(network: nn.Module, device: torch.device, kept: nn.Module | None = None) -> nn.Module | Recorded:
+    """The denoiser, its forwards recorded where the device can do that. To be asked anew for each run.
+
+    Args:
+        kept: recordings last as long as this module, a part of the network; the network itself unless given.
+    """
+    return Recorded(network, _recordings(kept or network, device)) if can_record(device) else network
 
 
 def recorded_decoder(autoencoder: nn.Module, device: torch.device) -> Callable[[Codec, Tensor], Tensor]:

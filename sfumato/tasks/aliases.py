@@ -7,7 +7,7 @@ from typing import Any
 from sfumato.core.config import from_dict
 from sfumato.core.errors import ConfigError, RequestError, nearest
 from sfumato.core.request import Request
-from sfumato.tasks.given import as_text
+from sfumato.tasks.given import BROUGHT, as_text
 
 
 def _seeds(name: str, generator: Any, count: int) -> dict[str, Any]:
@@ -70,13 +70,17 @@ ALIASES: dict[str, Callable[[str, Any, int], dict[str, Any]]] = {
     "class_labels": _class,
     "mask_image": _picture("mask"),
     "padding_mask_crop": _renamed("mask_padding"),
+    "control_image": _picture("control"),
+    "controlnet_conditioning_scale": _renamed("control_scale"),
+    "control_guidance_start": _renamed("control_start"),
+    "control_guidance_end": _renamed("control_end"),
     "denoising_end": _renamed("refiner_start"),
     "output_type": _only("pil", "the result has .images (PIL), .pictures (with .pixels, uint8) and .latents"),
     "return_dict": _only(True, "the result is always an object with .images"),
 }
 """Names that only diffusers has, and what they are here. ``height``, ``negative_prompt``, ``eta`` … are the same."""
 
-READ = {**ALIASES, **{name: _picture(name) for name in ("image", "mask", "depth")}}
+READ = {**ALIASES, **{name: _picture(name) for name in BROUGHT}}
 """How an argument is read, where it is not a field's value as it is."""
 
 COUNTED_OTHERWISE = {
@@ -95,7 +99,8 @@ REFUSED = {
     "prompt_embeds": _STATES, "negative_prompt_embeds": _STATES,
     "pooled_prompt_embeds": _STATES, "negative_pooled_prompt_embeds": _STATES,
     "denoising_start": "give strength, or sigmas",
-    "control_image": _IMAGE, "ip_adapter_image": _IMAGE, "ip_adapter_image_embeds": _IMAGE,
+    "guess_mode": "a control picture has as much say with the negative prompt as with the prompt",
+    "ip_adapter_image": _IMAGE, "ip_adapter_image_embeds": _IMAGE,
     "masked_image_latents": "they are made of image and mask", "depth_map": "give depth, a picture",
     "original_size": _XL, "target_size": _XL, "crops_coords_top_left": _XL, "negative_original_size": _XL,
     "negative_target_size": _XL, "negative_crops_coords_top_left": _XL,

@@ -29,7 +29,7 @@ from sfumato.nn.conditioning import Conditioning
 from sfumato.nn.layers import Conv2d
 from sfumato.sampling.types import Estimate, Query
 from sfumato.tasks.settle import Settled, plan_for, settle
-from sfumato.tasks.text_to_image import handover, pictures_together, prepare
+from sfumato.tasks.text_to_image import controlled, for_pictures, handover, pictures_together, prepare, says
 
 LARGEST = 1.7
 """Packed weights may make a process so many times as large as plain ones would, and no larger."""
@@ -180,7 +180,7 @@ class Forecaster:
             bound = resident() + round(SHARE * left) if left else 1 << 62
             said = f"fits into {show_bytes(left)} of free memory"
         stages = self._stages(True, None)
-        denoisers = sum(size(stage.model.network) for stage in stages)
+        denoisers = sum(size(stage.model.parts[name]) for stage in stages for name in stage.model.stepping)
         decoders = sum(stage.packs(self.eight) for stage in stages) - denoisers
         held = self.rates.process + sum(size(part) for stage in stages for part in stage.outlines.values())
         if 3 * (denoisers + decoders) <= (LARGEST - 1) * held:  # there is no need to count any closer
@@ -289,15 +289,14 @@ class Forecaster:
             most = max(step.values(), key=lambda found: found[1].peak)[1]
             calls = sum(count for count, _ in step.values())
             ready = stage.prepared()
-            name = stage.model.family.denoiser
-            read = 0 if name in stage.packed else most.read + ready.read
-            held = self._weights(holding, stages, stage, [name], read, before)
+            read = 0 if stage.asked[0] in stage.packed else most.read + ready.read
+            held = self._weights(holding, stages, stage, stage.asked, read, before)
             before += read
             works = [work for count, work in step.values() for _ in range(count)]
             share = pictures / (together * runs)
             loads = self._loading(holding, most.read, calls * runs if holding.where == "layers" else 1)
             kept += ready.kept
-            peak = held + kept + self._heap(most.peak, max(heap, encoded))
+            peak = held + kept + self._heap(max(most.peak, ready.peak), max(heap, encoded))
             yield self._phase("denoising", calls * runs, works * runs, peak, loads, share)
             heap = max(heap, most.peak)
         work, tiles, canvas = self.decoded(stages[-1], holding.tile)
@@ -384,6 +383,7 @@ class _Stage:
 
     Attributes:
         packed: bytes of the packed layers' weights, by their parts' names.
+        asked: names of the parts that compute at the steps, the denoiser first.
     """
 
     def __init__(self, model: Model, settled: Settled, sigmas: list[float], plain: bool) -> None:
@@ -394,6 +394,8 @@ class _Stage:
         if not plain:
             self._weigh(model.packed)
         self.text_names = model.text_parts
+        self.spoken = says(model, settled, sigmas)
+        self.asked = model.stepping if True in self.spoken else [model.family.denoiser]
         self.ghost = replace(model, parts=self.outlines, device=META)
         self.mapped = model.device.type == "cpu" and all(
             name in model.files and all(t.dtype == model.dtype for t in model.files[name].tensors.values())
@@ -438,15 +440,20 @@ class _Stage:
         )
         return {name: c.to(META, self.model.dtype) for name, c in prompts.conditionings.items()}, work
 
-    def _prepared(self) -> tuple[dict[str, Conditioning], Work]:
-        network, (conditionings, _) = self.ghost.network, self._told()
+    def _prepared(self) -> tuple[dict[bool, dict[str, Conditioning]], Work]:
+        """With the control picture's say, and without, as far as there are such steps."""
+        network, (conditionings, _) = self.ghost.answering(), self._told()
         given = [*weights(network), *_tensors(conditionings.values())]
         times = torch.empty(sum(sigma > 0 for sigma in self.sigmas), device=META)
 
-        def before() -> tuple[dict[str, Conditioning], list[Tensor]]:
-            rows = {name: prepare(network, row) for name, row in conditionings.items()}
+        def before() -> tuple[dict[bool, dict[str, Conditioning]], list[Tensor]]:
+            rows: dict[bool, dict[str, Conditioning]] = {}
+            for say in self.spoken:
+                own = controlled(self.ghost, self.settled, conditionings) if say else conditionings
+                rows[say] = {name: prepare(network, row) for name, row in own.items()}
             told = getattr(network, "prepare_times", None)
-            return rows, [told(times, row).shifts for row in rows.values()] if told is not None else []
+            all_rows = [row for own in rows.values() for row in own.values()]
+            return rows, [told(times, row).shifts for row in all_rows] if told is not None else []
 
         (rows, _), work = trace(before, given, self.model.device.type)
         return rows, work
@@ -457,25 +464,23 @@ class _Stage:
         beside = None
         if self.settled.beside:
             beside = torch.empty(together, self.settled.beside, *shape[2:], dtype=self.model.dtype, device=META)
-        rows = {
-            name: replace(row.map(lambda tensor: tensor.expand(together, *tensor.shape[1:])), concat=beside)
-            for name, row in self._ready()[0].items()
-        }
-        network = self.ghost.network
+        rows = {say: for_pictures(own, together, beside) for say, own in self._ready()[0].items()}
+        control, network = self.settled.control, self.ghost.answering()
         denoiser = Denoiser(network, META, self.model.dtype)
         shortcuts = self.settled.shortcuts()
         counts: Counter[Hashable] = Counter()
         works: dict[Hashable, Work] = {}
         x = torch.empty(shape, device=META)
-        convolutions = [(name, m) for name, m in network.named_modules() if isinstance(m, Conv2d)]
+        convolutions = [(name, m) for name, m in self.ghost.network.named_modules() if isinstance(m, Conv2d)]
         hooks = [m.register_forward_pre_hook(partial(self._seen, name)) for name, m in convolutions]
         for sigma in self._questions():
-            ask = Ask(Query(x, sigma), self.plan, self.settled.guidance, rows, shortcuts=shortcuts)
+            say = True in rows and (False not in rows or (control is not None and control.acts(sigma)))
+            ask = Ask(Query(x, sigma), self.plan, self.settled.guidance, rows[say], shortcuts=shortcuts)
             names = ask.wants()
-            kind = names, tuple(shortcut.kind(names) for shortcut in shortcuts)
+            kind = say, names, tuple(shortcut.kind(names) for shortcut in shortcuts)
             counts[kind] += 1
             if kind not in works:
-                given = [*weights(network), x, *_tensors(rows.values())]
+                given = [*weights(network), x, *_tensors(rows[say].values())]
                 _, works[kind] = trace(partial(denoiser.answer, [ask]), given, self.model.device.type)
             else:
                 for shortcut in shortcuts:

@@ -27,12 +27,30 @@ USUAL = 1.5
 """Sides of images that a model draws well, in sides of those that it was made for."""
 
 
+class Way(NamedTuple):
+    """How a picture that is brought along is read."""
+
+    title: str
+    mode: str
+    resample: Image.Resampling
+
+
+BROUGHT: Mapping[str, Way] = {
+    "image": Way("image", "RGB", Image.Resampling.LANCZOS),
+    "control": Way("control picture", "RGB", Image.Resampling.LANCZOS),
+    "mask": Way("mask", "L", Image.Resampling.BILINEAR),
+    "depth": Way("depth", "L", Image.Resampling.BILINEAR),
+}
+"""The fields of a request that hold pictures. Of those given the first is scaled and cropped, the others as it is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """An image and what is told of it, framed alike.
 
     Attributes:
         image: RGB.
+        control: RGB, what a control network reads.
         mask: grey, white where it is painted anew.
         depth: grey, the whiter the nearer.
         blur: pixels, see ``Request.mask_blur``.
@@ -41,7 +59,8 @@ class Given:
         whole: the image of which this is a part, with the mask's part of it, and where it lies; None: it is all.
     """
 
-    image: Image.Image
+    image: Image.Image | None
+    control: Image.Image | None
     mask: Image.Image | None
     depth: Image.Image | None
     blur: int
@@ -52,7 +71,14 @@ class Given:
     @cached_property
     def pixels(self) -> Tensor:
         """[1, 3, H, W] in [-1, 1]."""
+        assert self.image is not None
         return _tensor(self.image).permute(2, 0, 1)[None] / 127.5 - 1.0
+
+    @cached_property
+    def control_pixels(self) -> Tensor:
+        """[1, 3, H, W] in [0, 1]."""
+        assert self.control is not None
+        return _tensor(self.control).permute(2, 0, 1)[None] / 255.0
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -84,6 +110,7 @@ class Given:
 
     def onto(self, drawn: Picture) -> Picture:
         """What was drawn where it was to be, on the image as it was; they melt into each other at the edge."""
+        assert self.image is not None
         assert self.mask is not None
         image, mask, painted = self.image, self.mask, drawn.image
         if self.whole is not None:
@@ -120,7 +147,7 @@ def brought(request: Request) -> dict[str, File]:
     Raises:
         RequestError: no such file, or no picture. CapacityError: too large.
     """
-    texts = {name: getattr(request, name) for name in ("image", "mask", "depth")}
+    texts = {name: getattr(request, name) for name in BROUGHT}
     return {name: _read(text, name) for name, text in texts.items() if text is not None}
 
 
@@ -153,34 +180,37 @@ def frame(request: Request, files: Mapping[str, File], size: tuple[int, int]) ->
     Raises:
         RequestError: a mask with nothing white.
     """
-    image = files["image"].picture.image
-    notes = [f"The {name}: {note}" for name, file in files.items() for note in file.picture.notes]
-    if image.size != size and request.mask_padding is None:
-        cut = abs(image.width * size[1] - image.height * size[0]) >= max(image.size)
+    first, *others = files
+    title = BROUGHT[first].title
+    notes = [f"The {BROUGHT[name].title}: {note}" for name, file in files.items() for note in file.picture.notes]
+    pictures = {name: file.picture.image.convert(BROUGHT[name].mode) for name, file in files.items()}
+    width, height = whole_size = pictures[first].size
+    if whole_size != size and request.mask_padding is None:
+        cut = abs(width * size[1] - height * size[0]) >= max(whole_size)
         notes.append(
-            f"The image of {image.width} x {image.height} pixels was scaled to {size[0]} x {size[1]}"
+            f"The {title} of {width} x {height} pixels was scaled to {size[0]} x {size[1]}"
             f"{', and what stood over was cut off' if cut else ''}."
         )
-    greys = {}
-    for name in files.keys() & {"mask", "depth"}:
-        grey = files[name].picture.image.convert("L")
-        if grey.size != image.size:
-            notes.append(f"The {name} of {grey.width} x {grey.height} pixels was scaled to the image.")
-            grey = grey.resize(image.size, Image.Resampling.BILINEAR)
-        greys[name] = grey
+    for name in others:
+        picture, way = pictures[name], BROUGHT[name]
+        if picture.size != whole_size:
+            notes.append(f"The {way.title} of {picture.width} x {picture.height} pixels was scaled to the {title}.")
+            pictures[name] = picture.resize(whole_size, way.resample)
     whole = None
-    if "mask" in greys:
-        found = greys["mask"].point(lambda grey: 255 * (grey >= 128)).getbbox()
+    if "mask" in pictures:
+        mask = pictures["mask"]
+        found = mask.point(lambda grey: 255 * (grey >= 128)).getbbox()
         if found is None:
             raise RequestError("The mask is black everywhere, so nothing would be painted: white is where it is.")
         if request.mask_padding is not None:
-            whole = Whole(image, greys["mask"], around(found, request.mask_padding, size, image.size))
-            image, greys["mask"] = image.crop(whole.box), greys["mask"].crop(whole.box)
-            notes.append(f"Of the image {image.width} x {image.height} pixels were drawn, at {size[0]} x {size[1]}.")
-    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-    told = {name: ImageOps.fit(grey, size, Image.Resampling.BILINEAR) for name, grey in greys.items()}
+            whole = Whole(pictures["image"], mask, around(found, request.mask_padding, size, whole_size))
+            pictures = {name: picture.crop(whole.box) for name, picture in pictures.items()}
+            part = pictures["image"]
+            notes.append(f"Of the image {part.width} x {part.height} pixels were drawn, at {size[0]} x {size[1]}.")
+    fitted = {name: ImageOps.fit(picture, size, BROUGHT[name].resample) for name, picture in pictures.items()}
     prints = {name: file.sha256 for name, file in files.items()}
-    return Given(fitted, told.get("mask"), told.get("depth"), request.mask_blur or 0, prints, tuple(notes), whole)
+    return Given(**{name: fitted.get(name) for name in BROUGHT}, blur=request.mask_blur or 0, prints=prints,
+                 notes=tuple(notes), whole=whole)  # fmt: skip
 
 
 def around(box: Box, padding: int, proportions: tuple[int, int], size: tuple[int, int]) -> Box:

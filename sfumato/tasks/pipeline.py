@@ -44,7 +44,7 @@ def load(
         compile: leave the denoiser to PyTorch's compiler, in this mode; see ``engine.compiled``.
         lora_folder: where ``<lora:name:0.8>`` in a prompt finds ``name.safetensors``. A picture's LoRAs are merged into
             the networks before it is drawn, and stay until a request asks for others.
-        options: see ``families.load.open_model``: device, dtype, vae, variant, family, prediction.
+        options: see ``families.load.open_model``: device, dtype, vae, variant, family, prediction, control.
 
     Raises:
         CheckpointError: it is not a model, or not one that is known here.

@@ -18,6 +18,7 @@ def recipe(model: Model, settled: Settled, seed: int, refiner: Model | None = No
 
     request, given = settled.request, settled.given
     tiny = model.tiny if settled.decoder == TINY else None
+    control = model.control if request.control is not None else None
     gpu = model.device.type == "cuda"
     return {
         "request": {**to_dict(request), **(told(request, given) if given else {}), "seed": seed, "count": 1},
@@ -26,6 +27,7 @@ def recipe(model: Model, settled: Settled, seed: int, refiner: Model | None = No
         **({"refiner": identity(refiner)} if refiner is not None else {}),
         **({"loras": {str(a.wanted): {"sha256": a.sha256, "short": a.short} for a in model.adapters}}
            if model.adapters else {}),
+        **({"control_model": {"name": control[0], "sha256": control[1]()}} if control is not None else {}),
         **({TINY: {"name": tiny[0], "sha256": tiny[1]()}} if tiny is not None else {}),
         "versions": dict(versions()),
         "device": torch.cuda.get_device_name(model.device) if gpu else model.device.type,

@@ -4,7 +4,8 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from sfumato import guidance
 from sfumato.adapters.types import Wanted
@@ -15,7 +16,7 @@ from sfumato.core.request import Request
 from sfumato.engine import lossy
 from sfumato.engine.denoiser import Shortcut
 from sfumato.engine.lossy.types import Lossy
-from sfumato.families.types import OPTIONAL, Model
+from sfumato.families.types import CONTROL, OPTIONAL, Model
 from sfumato.guidance.types import Guidance
 from sfumato.noise import SPACINGS
 from sfumato.sampling import resolve
@@ -25,6 +26,18 @@ from sfumato.tasks.given import Given, brought, frame, size_for
 
 AUTOMATIC = "automatic"
 """A1111's word for the spacing that comes with the sampler."""
+
+
+class Control(NamedTuple):
+    """When a control picture has a say, and how much: at sigmas up to ``high`` and above ``low``."""
+
+    scale: float
+    high: float
+    low: float
+
+    def acts(self, sigma: float) -> bool:
+        """Whether it has."""
+        return self.low < sigma <= self.high
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Settled:
         given: the pictures that the request brings along.
         beside: channels that the network is given beside the latents.
         encodings: how many pictures are encoded.
+        control: of the control picture among those given.
     """
 
     request: Request
@@ -58,6 +72,7 @@ class Settled:
     given: Given | None = None
     beside: int = 0
     encodings: int = 0
+    control: Control | None = None
 
     def shortcuts(self) -> tuple[Shortcut, ...]:
         """Those of the lossy modes, new ones for one job."""
@@ -87,11 +102,16 @@ def settle(request: Request, model: Model) -> Settled:
             f"steps = {request.steps}, and there are {len(request.sigmas)} sigmas, which are {len(request.sigmas) - 1} "
             "steps: leave steps out."
         )
+    if request.control is not None and CONTROL not in model.parts:
+        raise RequestError(
+            "A control picture is given, and no network that reads it: open the model with control = … "
+            "(--control-model on the command line)."
+        )
     files, kind = brought(request), KINDS[request.task]
     sides: dict[str, Any] = {"width": model.size, "height": model.size}
     if files and request.mask_padding is None:
         times = model.latent.factor if kind.enlarges else None
-        sides = size_for(request, files["image"].picture, model.size, model.multiple, times)
+        sides = size_for(request, next(iter(files.values())).picture, model.size, model.multiple, times)
     blanks = {**family.defaults, **defaults(request), **sides, "seed": secrets.randbits(32)}
     request = replace(request, **{name: value for name, value in blanks.items() if getattr(request, name) is None})
     assert request.width is not None  # these were blanks, and are filled
@@ -145,12 +165,13 @@ def settle(request: Request, model: Model) -> Settled:
         given=frame(request, files, (request.width // shrink, request.height // shrink)) if files else None,
         beside=beside,
         encodings=kind.encodings * (2 if beside > latents else 1),
+        control=None if request.control is None else control_of(request, sigmas),
     )
 
 
 def defaults(request: Request) -> dict[str, Any]:
     """What a task fills blanks with; where sigmas are given, they say how much is done of an image."""
-    found = dict(KINDS[request.task].defaults)
+    found = {**KINDS[request.task].defaults, **({} if request.control is None else CONTROL_DEFAULTS)}
     if request.sigmas is not None:
         found.pop("strength", None)
     return found
@@ -181,6 +202,30 @@ KINDS = {
     "upscale": Kind({"noise_level": 20}, beside=lambda latents: (3,), enlarges=True),
 }
 """By the names of ``tasks.TASKS``."""
+
+
+CONTROL_DEFAULTS = {"control_scale": 1.0, "control_start": 0.0, "control_end": 1.0}
+"""What blanks are filled with beside a control picture, whatever the task."""
+
+
+def control_of(request: Request, sigmas: Sequence[float]) -> Control:
+    """What a settled request says of its control picture; of the steps, those count that lie within its share whole.
+
+    Raises:
+        RequestError: none does.
+    """
+    assert request.control_scale is not None  # these were blanks, and are filled
+    assert request.control_start is not None
+    assert request.control_end is not None
+    count = len(sigmas) - 1
+    steps = [i for i in range(count) if i / count >= request.control_start and (i + 1) / count <= request.control_end]
+    if not steps:
+        raise RequestError(
+            f"control_start = {request.control_start:g}, control_end = {request.control_end:g}: none of {count} steps "
+            "lies whole between them, so the control picture would have no say; take more of the steps."
+        )
+    first, end = steps[0], steps[-1] + 1
+    return Control(request.control_scale, sigmas[first] if first else inf, sigmas[end] if end < count else -inf)
 
 
 def last_steps(steps: int, strength: float) -> int:

@@ -1,9 +1,9 @@
 """Text to image: a Request becomes Pictures. What is common to all tasks is here."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from sfumato.core.request import Request
 from sfumato.engine import lossy
 from sfumato.engine.decode import decode
 from sfumato.engine.denoiser import Denoiser
-from sfumato.engine.driver import Job, OnStep, run
+from sfumato.engine.driver import Job, OnStep, Spell, run
 from sfumato.engine.recorded import Recorded, recorded
 from sfumato.engine.residence import USUAL, Holding, Keeper
 from sfumato.engine.streams import Streams
 from sfumato.engine.timetable import Timetable
-from sfumato.families.types import Model, Prompts
+from sfumato.families.types import CONTROL, Model, Prompts
+from sfumato.models.controlnet import ControlNet
 from sfumato.nn.conditioning import Conditioning
 from sfumato.sampling.types import Sampler
 from sfumato.tasks.picture import Picture
@@ -174,6 +175,8 @@ class Drawing:
         slow = [run.recording.note for run in self.runs if run.recording is not None and run.recording.note]
         told = (*(p.notes for p in prompts), warnings, slow)
         brought = self.settled.given.notes if self.settled.given else ()
+        if CONTROL in self.model.parts and self.settled.control is None:
+            brought = (*brought, "There is a control model, and no control picture for it.")
         said = (self.model.notes, merged, brought, counted, lossy.notes(self.settled.modes), *told)
         notes = dict.fromkeys(note for part in said for note in part)
         return Result(pictures, latents, tokens, list(notes), time.perf_counter() - self.started)
@@ -204,23 +207,27 @@ class Run:
         self.plan = plan_for(settled.request, model)
         self.keeper.use_texts(model)
         self.prompts: Prompts = model.family.condition(model, settled.request, settled.names)
-        self.conditionings: dict[str, Conditioning] = {}
-        self.timetable: Timetable | None = None
+        self.told: dict[bool, Told] = {}  # by whether the control picture has a say, where there are such steps
         self.recording: Recorded | None = None  # as the network was asked last; a bare one has to rest when it can
 
     def denoiser(self) -> Denoiser:
         """The network, brought to its device, and its conditionings ready."""
-        self.keeper.use(self.model, self.model.family.denoiser)
-        self.conditionings = self.conditionings or {
-            name: prepare(self.model.network, conditioning.to(self.model.device, self.model.dtype))
-            for name, conditioning in self.prompts.conditionings.items()
-        }
-        network = self.model.network
-        if self.timetable is None and hasattr(network, "prepare_times"):
-            self.timetable = Timetable(network, self.plan, self.sigmas, self.conditionings, self.model.device)
-        asked = recorded(network, self.model.device) if self.recorded else network
+        model, spoken = self.model, says(self.model, self.settled, self.sigmas)
+        self.keeper.use(model, *(model.stepping if True in spoken else [model.family.denoiser]))
+        network = model.answering()
+        if not self.told:
+            own = {name: c.to(model.device, model.dtype) for name, c in self.prompts.conditionings.items()}
+            self.told = {say: self._told(network, controlled(model, self.settled, own) if say else own)
+                         for say in spoken}  # fmt: skip
+        asked = recorded(network, model.device, model.network) if self.recorded else network
         self.recording = asked if isinstance(asked, Recorded) else None
-        return Denoiser(asked, self.model.device, self.model.dtype)
+        return Denoiser(asked, model.device, model.dtype)
+
+    def _told(self, network: nn.Module, conditionings: Mapping[str, Conditioning]) -> "Told":
+        ready = {name: prepare(network, conditioning) for name, conditioning in conditionings.items()}
+        if not hasattr(network, "prepare_times"):
+            return Told(ready)
+        return Told(ready, Timetable(network, self.plan, self.sigmas, ready, self.model.device))
 
     def job(
         self, x: Tensor, begun: Beginning, on_step: OnStep | None, shared: Denoiser | None = None
@@ -235,18 +242,58 @@ class Run:
         denoiser = shared or own
         given = channels_beside(self.settled.request, self.model) > 0
         beside = begun.beside.to(self.model.dtype) if given and begun.beside is not None else None
-        rows = {
-            name: replace(conditioning.map(lambda row: row.expand(len(x), *row.shape[1:])), concat=beside)
-            for name, conditioning in self.conditionings.items()
-        }
+        rows = {say: told._replace(conditionings=for_pictures(told.conditionings, len(x), beside))
+                for say, told in self.told.items()}  # fmt: skip
+        told, control, spell = rows.get(False) or rows[True], self.settled.control, None
+        if control is not None and len(rows) > 1:
+            spell = Spell(control.high, control.low, *rows[True])
         sampler = self.plan.start(x, self.sigmas, begun.streams, **self.settled.options)
         if begun.keep is not None and not given:
             last = self.sigmas[-1] == self.settled.sigmas[-1]
             sampler = begun.keep(sampler, 0.0 if last else self.sigmas[-1])
         return Job(
-            sampler, self.sigmas, denoiser, self.plan, self.settled.guidance, rows, on_step, self.timetable,
-            self.settled.shortcuts(),
+            sampler, self.sigmas, denoiser, self.plan, self.settled.guidance, told.conditionings, on_step,
+            told.timetable, self.settled.shortcuts(), spell,
         )
+
+
+class Told(NamedTuple):
+    """What a network is told in a run."""
+
+    conditionings: dict[str, Conditioning]
+    timetable: Timetable | None = None
+
+
+def says(model: Model, settled: Settled, sigmas: Sequence[float]) -> set[bool]:
+    """Whether the control picture has a say at these sigmas of this model, and whether at some it has none."""
+    control = settled.control if CONTROL in model.parts else None
+    return {control is not None and control.acts(sigma) for sigma in sigmas[:-1]} or {False}
+
+
+def controlled(model: Model, settled: Settled, conditionings: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
+    """The conditionings, one row each, with what the control network makes of the control picture."""
+    assert settled.given is not None  # a picture is
+    assert settled.control is not None
+    picture = settled.given.control_pixels.to(model.device, model.dtype)
+    seen = cast(ControlNet, model.parts[CONTROL]).see(picture)  # [1, C, h, w]
+    scale = torch.full((1,), settled.control.scale, device=model.device, dtype=model.dtype)
+    return {name: replace(c, control=seen, control_scale=scale) for name, c in conditionings.items()}
+
+
+def for_pictures(
+    conditionings: Mapping[str, Conditioning], count: int, beside: Tensor | None = None
+) -> dict[str, Conditioning]:
+    """Conditionings of one row for so many pictures.
+
+    Args:
+        beside: [count, C', h, w], channels beside x.
+    """
+    found: dict[str, Conditioning] = {}
+    for name, conditioning in conditionings.items():
+        rows = conditioning.map(lambda row: row.expand(count, *row.shape[1:]))
+        control = next((other.control for other in found.values()), rows.control)  # one, by which halves are known
+        found[name] = replace(rows, concat=beside, control=control)
+    return found
 
 
 def prepare(network: nn.Module, conditioning: Conditioning) -> Conditioning:

@@ -61,6 +61,18 @@ def unet(**changes: Any) -> Any:
     return make(**{**config, **changes})
 
 
+def controlnet(unet: Any, **changes: Any) -> Any:
+    """A control network for a U-Net, as narrow as it can be, that has something to say from the beginning."""
+    import diffusers
+
+    cls: Any = diffusers.ControlNetModel
+    made = cls.from_unet(
+        unet, load_weights_from_unet=False, conditioning_embedding_out_channels=(4, 4, 8, 8), **changes
+    )
+    randomise(made, seed=9)
+    return made.eval()
+
+
 def autoencoder(scaling_factor: float = 0.18215, **changes: Any) -> Any:
     """A KL autoencoder of factor 8, as narrow as it can be."""
     import diffusers

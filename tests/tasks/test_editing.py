@@ -110,6 +110,7 @@ def test_the_size_is_the_images_if_that_is_not_too_much(
     settled = settle(Request(image=str(tmp_path / "image.png"), **asked), pipe.model)
     assert (settled.request.width, settled.request.height) == drawn
     assert settled.given is not None
+    assert settled.given.image is not None
     assert settled.given.image.size == drawn
     assert len(settled.given.notes) == (size != drawn)
     assert ("cut off" in "".join(settled.given.notes)) == (abs(size[0] * drawn[1] - size[1] * drawn[0]) >= max(size))
