@@ -38,7 +38,7 @@ def test_every_published_file_is_recognised(name: tuple[str, str]) -> None:
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny models, and control networks for them."""
-    found = {}
+    found: dict[str, Path] = {}
     for family in ("sd1", "sdxl"):
         place = tmp_path_factory.mktemp(family)
         peer = tiny.pipeline(family, place)

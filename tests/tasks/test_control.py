@@ -130,8 +130,9 @@ def test_little_is_like_none_and_more_is_more(pipe: Pipeline, edges: str) -> Non
 
 
 def test_picture_i_of_a_batch_is_the_picture_of_its_seed(pipe: Pipeline, edges: str, image: str) -> None:
-    for more in ({}, {"image": image, "strength": 0.5}):
-        told = {"control": edges, "control_end": 0.5, "steps": 4, "sampler": "euler_ancestral", **more}
+    ways: list[dict[str, Any]] = [{}, {"image": image, "strength": 0.5}]
+    for more in ways:
+        told: dict[str, Any] = {"control": edges, "control_end": 0.5, "steps": 4, "sampler": "euler_ancestral", **more}
         batch = pipe("a cat", count=2, seed=5, **told)
         for i, latents in enumerate(batch.latents):
             alone = pipe("a cat", seed=5 + i, **told)
