@@ -219,7 +219,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tens
             continue
         # AdamW counts steps on the CPU, wherever its parameters are, unless it is fused.
         device = "cpu" if key == "step" and not optimizer.defaults.get("fused") else parameters[name].device
-        optimizer.state[parameters[name]][key] = like(tensor.to(device), parameters[name])
+        kept = like(tensor.to(device), parameters[name])
+        if kept.shape == parameters[name].shape:  # a fused optimiser walks through memory: moments lie as weights do
+            kept = torch.empty_like(parameters[name], dtype=kept.dtype).copy_(kept)
+        optimizer.state[parameters[name]][key] = kept
 
 
 def refuse_changes(recipe: Mapping[str, Any], saved: Mapping[str, Any], may_change: frozenset[str]) -> None:

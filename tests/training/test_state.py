@@ -189,6 +189,27 @@ def test_an_optimiser_resumes_bit_for_bit() -> None:
     assert all(a.equal(b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_moments_of_convolutions_lie_in_memory_as_their_weights_do(tmp_path: Path) -> None:
+    """A fused optimiser does not look at strides: it would take one weight's moments for another's."""
+    found = []
+    for resumed in (False, True):
+        network: nn.Module = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made = torch.optim.AdamW(network.parameters(), 1e-2, fused=True)
+        for step in range(3):
+            if resumed and step == 2:
+                store = Checkpoints(tmp_path)
+                store.save(step, {"optimizer": optimizer_tensors(made, network)}, {})
+                restore_optimizer(made, network, store.load()[0].groups["optimizer"])
+            generator = torch.Generator().manual_seed(step)
+            for parameter in network.parameters():
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.data.copy_(drawn) if step == 0 else None
+                parameter.grad = torch.empty_like(parameter).copy_(drawn)
+            made.step()
+        found.append([*network.parameters()])
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+
+
 def test_a_number_that_an_optimiser_keeps_is_one_again() -> None:
     network = nn.Linear(2, 2)
     ours, theirs = (torch.optim.SGD(network.parameters(), 1e-2) for _ in range(2))
