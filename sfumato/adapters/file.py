@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.adapters import FORMS, NOT_READ
+from sfumato.adapters.trained import FILE
 from sfumato.adapters.types import Change, Form, Wanted
 from sfumato.checkpoints.hashes import FileHashes, file_hashes
 from sfumato.checkpoints.hub import Name, fetch, parse_name
@@ -27,7 +28,8 @@ from sfumato.core.errors import CheckpointError, RequestError, nearest
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 IN_FOLDER = (
-    "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin",
+    "pytorch_lora_weights.safetensors", "adapter_model.safetensors", FILE, "pytorch_lora_weights.bin",
+    "adapter_model.bin",
 )
 """What an adapter's file is called in a folder of its own."""
 CONFIG, HEADER = "adapter_config.json", "lora_adapter_metadata"

@@ -78,11 +78,20 @@ def spellings(parts: Mapping[str, Part]) -> dict[str, frozenset[Layer]]:
             if part not in parts:
                 continue
             for theirs, ours in _pairs(parts[part], naming.single_file):
-                for pattern, replacement in naming.spelling:
-                    theirs = re.sub(pattern, replacement, theirs)
                 for prefix in prefixes:
-                    found[prefix + theirs].add(Layer(part, ours))
+                    found[prefix + _spelt(naming, theirs)].add(Layer(part, ours))
     return {spelling: frozenset(meant) for spelling, meant in found.items()}
+
+
+def spell(naming: Naming, layer: Layer) -> str:
+    """A layer's name as files of that naming have it, with the first of its prefixes."""
+    return naming.prefixes[layer.part][0] + _spelt(naming, layer.name)
+
+
+def _spelt(naming: Naming, name: str) -> str:
+    for pattern, replacement in naming.spelling:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _pairs(part: Part, single_file: bool) -> Iterator[tuple[str, str]]:

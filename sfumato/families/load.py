@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from sfumato.adapters.trained import refuse_trained
 from sfumato.checkpoints.diffusers import Folder, read_folder
 from sfumato.checkpoints.hashes import content_hash, file_hashes, remembered
 from sfumato.checkpoints.hub import locate
@@ -167,6 +168,7 @@ def find(
 
 def in_folder(path: Path, variant: str | None, family: str | None) -> Found:
     """The model in a folder as diffusers lays it out."""
+    refuse_trained(path)
     folder = read_folder(path, variant)
     chosen: Family = FAMILIES.get(family or family_of(folder))
     return Found(

@@ -17,7 +17,7 @@ from sfumato.text.tokenizer import ClipTokenizer
 
 PARTS = (
     "vae", "unet", "transformer", "text_encoder", "tokenizer", "scheduler", "clip", r"model_index\.json", r"README\.md",
-    r"recipe\.toml",
+    r"recipe\.toml", r"lora\.safetensors",
 )
 """What a run folder has of a model folder, as patterns."""
 

@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ class Stage(Protocol):
         players: the networks that learn, by name; the first is averaged, scored and drawn with. Each is called as a
             module, so that several processes can share its gradients.
         sharded: whether its weights may be shared out among processes (FSDP): nothing but calls touches them.
-        rates: each player's learning rate as a share of the recipe's.
+        rates: each player's learning rate as a share of the recipe's; a part of it, as ``"player.part"``, may have
+            another.
     """
 
     name: str
@@ -144,7 +145,8 @@ def train(
     if shared:
         for network in stage.players.values():
             sharded.share_out(network, accelerator.device, world)
-    optimizers = {name: _optimizer(network, config) for name, network in stage.players.items()}
+    optimizers = {name: _optimizer(_groups(name, network, stage.rates), config)
+                  for name, network in stage.players.items()}  # fmt: skip
     ema = Ema(stage.players[main], config.ema)
     if snapshot is not None:
         for name, network in stage.players.items():
@@ -247,7 +249,7 @@ def train(
                             values[key] = values.get(key, 0.0) + value / config.accumulate
             for name, optimizer in prepared.items():
                 for group in optimizers[name].param_groups:
-                    group["lr"] = rate * stage.rates[name]
+                    group["lr"] = rate * group["share"]
                 if config.clip_norm:
                     norm = accelerator.clip_grad_norm_(networks[name].parameters(), config.clip_norm)
                     values[f"gradient.{name}"] = sharded.whole({"": norm})[""]
@@ -337,13 +339,16 @@ def _sample(stage: Stage, folder: Path, step: int, say: Callable[[str], None]) -
 
 def _accelerator(config: TrainConfig) -> Any:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
     except ImportError:
         raise ConfigError("Training needs accelerate: pip install 'sfumato[train]'.") from None
     AcceleratorState._reset_state()  # of an earlier stage, which may have had another precision
     try:
-        made = Accelerator(mixed_precision=config.precision)
+        # Buffers are what does not change: constants, and frozen weights.
+        made = Accelerator(
+            mixed_precision=config.precision, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
+        )
     except ValueError as problem:
         raise ConfigError(f"train.precision = {config.precision!r}: {problem} Use bf16, or no.") from None
     if made.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
@@ -354,8 +359,17 @@ def _accelerator(config: TrainConfig) -> Any:
     return made
 
 
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def _groups(player: str, network: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Its parameters by the share of the learning rate that is theirs: that of the longest name they stand under."""
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            above = (part for part in rates if f"{player}.{name}".startswith(f"{part}."))
+            groups[rates[max(above, key=len)]].append(parameter)
+    return [{"params": parameters, "share": share} for share, parameters in groups.items()]
+
+
+def _optimizer(parameters: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": config.rate.learning_rate, "betas": config.betas,
                                 "weight_decay": config.weight_decay}  # fmt: skip
     if config.optimizer == "adamw8bit":

@@ -27,6 +27,7 @@ from sfumato.objectives.autoencoder import AutoencoderLossConfig
 from sfumato.objectives.denoise import DenoiseConfig
 from sfumato.training.ema import EmaConfig
 from sfumato.training.framing import Framing
+from sfumato.training.lora import LoraConfig
 from sfumato.training.rate import RateConfig
 
 
@@ -175,6 +176,9 @@ class DiffusionStage:
         "a model to go on from: a folder, a run, a single file, a name on the hub, or the folder of the network alone; "
         "the network's table may be left out",
     ] = None
+    lora: Annotated[
+        LoraConfig | None, "train low-rank factors beside start's layers, which stay; the run leaves lora.safetensors",
+    ] = None
     autoencoder: Annotated[Path | None, "folder of a trained one; unless given, the run's own vae, or start's"] = None
     text_encoder: Annotated[Path | None, "model folder that has one; unless given, the run's own, or start's"] = None
     text: Annotated[
@@ -192,6 +196,14 @@ class DiffusionStage:
     train: Annotated[TrainConfig, "how"] = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if self.lora is not None:
+            if self.start is None:
+                raise ConfigError("[diffusion.lora] changes a model that is there: name it with diffusion.start.")
+            if given := [name for name in ("autoencoder", "text_encoder", "text") if getattr(self, name) is not None]:
+                raise ConfigError(
+                    "[diffusion.lora] changes the model of start, which has an autoencoder and a text encoder: leave "
+                    f"{' and '.join(given)} out. (lora.text = true trains the text encoder too.)"
+                )
         wanted = ("unet",) if self.conditioning == "text" else ("unconditional", "dit")
         given = [name for name in ("unet", "unconditional", "dit") if getattr(self, name) is not None]
         if len(given) > 1 or (not given and self.start is None) or not set(given) <= set(wanted):
@@ -228,6 +240,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed = {self.seed}: must be from 0 to 2^63 - 1.")
+        if self.diffusion is not None and self.diffusion.lora is not None and len(self.stages) > 1:
+            raise ConfigError(
+                "[diffusion.lora] changes the model of start, whose other parts are not trained: leave the tables "
+                f"{' and '.join(self.stages[:-1])} out."
+            )
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:

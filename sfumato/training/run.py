@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from sfumato.adapters.trained import trained
 from sfumato.checkpoints.hub import push
 from sfumato.checkpoints.write import atomic_file
 from sfumato.core.config import to_dict
@@ -58,6 +59,8 @@ def _run(recipe: Recipe, out: Path, report: Callable[[str], None], state: Any) -
         with atomic_file(out / "recipe.toml") as file:
             file.write(to_toml(data).encode())
     facts: dict[str, Any] = {"data": recipe.data.where, "resolution": recipe.data.resolution, "seed": recipe.seed}
+    if recipe.diffusion is not None and recipe.diffusion.lora is not None:
+        facts |= {"a LoRA for": recipe.diffusion.start}
     for name in recipe.stages:
         check_names(getattr(recipe, name).train.metrics)
     with state.main_process_first():
@@ -78,6 +81,8 @@ def _run(recipe: Recipe, out: Path, report: Callable[[str], None], state: Any) -
             put_card(out, recipe.name, facts, to_toml(data))
         if not outcome.finished:
             return False
+    if (lora := trained(out)) is not None:
+        say(f"Draw with it: sfumato \"…\" --model {lora.base} --lora {lora.file}")
     if recipe.push_to_hub is not None and state.is_main_process:
         say(f"Uploaded to {push(out, recipe.push_to_hub)}")
     return True

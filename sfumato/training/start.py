@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from sfumato.adapters.trained import refuse_trained
 from sfumato.checkpoints.diffusers import read_folder, read_part
 from sfumato.checkpoints.hub import locate
 from sfumato.checkpoints.lazy import Tensors
@@ -35,12 +36,14 @@ class Start:
         parts: by their names in a model folder; a network that was named alone stands under ``""``.
         tokenizers: by their names in a model folder.
         scheduler: how it is sampled, in the words of scheduler_config.json; empty where a network was named alone.
+        options: with which ``families.load.open_model`` opens the same model.
     """
 
     source: str
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, ClipTokenizer] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, kinds: tuple[str, ...]) -> Part:
         """The part that is of one of these classes.
@@ -93,11 +96,14 @@ def open_start(source: str, prediction: str) -> Start:
     """
     path = locate(source)
     if sniff(path) != "folder":
+        options = {}
         try:
             found = in_file(path, None, None)
         except CheckpointError:
             found = in_file(path, None, prediction)
-        return Start(source, found.parts, found.tokenizers, found.scheduler)
+            options = {"prediction": prediction}
+        return Start(source, found.parts, found.tokenizers, found.scheduler, options)
+    refuse_trained(path)
     if (path / "model_index.json").is_file():
         folder = read_folder(path)
         tokenizers = {name: tokenizer.load(place) for name, place in folder.tokenizers.items()}

@@ -104,9 +104,8 @@ class Measure(NamedTuple):
 
 def draws(subject: Subject) -> bool:
     """Whether the folder is a model that draws from captions."""
-    return (subject.root / "model_index.json").is_file() and subject.has("text_encoder") and subject.has("vae") and any(
-        subject.material.captions
-    )
+    whole = (subject.parts / "model_index.json").is_file() and subject.has("text_encoder") and subject.has("vae")
+    return whole and any(subject.material.captions)
 
 
 MEASURES: Mapping[str, Measure] = {

@@ -9,12 +9,16 @@ from typing import Annotated, Protocol
 import torch
 from torch import Tensor
 
+from sfumato.adapters.trained import trained
+from sfumato.adapters.wanted import asked
 from sfumato.checkpoints.diffusers import read_part
+from sfumato.checkpoints.hub import locate
 from sfumato.core import rng
 from sfumato.core.errors import ConfigError, DataError
 from sfumato.core.request import Request
 from sfumato.engine.decode import to_pixels
 from sfumato.engine.ready import make_ready
+from sfumato.families.adapt import adapt
 from sfumato.families.load import open_model, pick_device
 from sfumato.families.types import Model
 from sfumato.models.perceptual import Perceptual
@@ -75,6 +79,8 @@ class Subject:
         material: the same, opened already, without buckets.
 
     Attributes:
+        source, loras: the model, and what changes it: a run that trained a LoRA is measured as the two together.
+        parts: the model's folder.
         material: the data set, with the same pictures held out as in training.
 
     Raises:
@@ -86,6 +92,10 @@ class Subject:
         report: Callable[[str], None] = lambda text: None, material: Material | None = None,
     ) -> None:
         self.root, self.config, self.report = root, config, report
+        lora = trained(root)
+        self.source: str | Path = root if lora is None else lora.base
+        self.loras = () if lora is None else (str(lora.file),)
+        self.parts = root if lora is None else locate(lora.base)
         if material is not None:
             self.seed, self.material = material.seed, material
             return
@@ -98,8 +108,8 @@ class Subject:
         self.material = Material(replace(data, buckets=False), self.seed, report)
 
     def has(self, part: str) -> bool:
-        """Whether the folder has that part."""
-        return (self.root / part / "config.json").is_file()
+        """Whether the model has that part in a folder of its own."""
+        return (self.parts / part / "config.json").is_file()
 
     @cached_property
     def device(self) -> torch.device:
@@ -108,14 +118,15 @@ class Subject:
     @cached_property
     def model(self) -> Model:
         """What draws."""
-        model = open_model(self.root)
+        model = open_model(self.source)
+        adapt(model, asked(Request(loras=self.loras)))
         make_ready(model)
         return model
 
     @cached_property
     def clip(self) -> ClipFolder:
         """The CLIP that was named, or the run's own."""
-        return ClipFolder(self.config.clip or self.root / "clip", self.device)
+        return ClipFolder(self.config.clip or self.parts / "clip", self.device)
 
     @property
     def has_clip(self) -> bool:
@@ -124,7 +135,7 @@ class Subject:
     @cached_property
     def coder(self) -> "Coder":
         """The autoencoder."""
-        return Coder(self.root / "vae", self.device)
+        return Coder(self.parts / "vae", self.device)
 
     @cached_property
     def features(self) -> Features:
@@ -155,7 +166,8 @@ class Subject:
             fields: of the requests, in place of what the config says.
         """
         config = self.config
-        told = {"steps": config.steps, "cfg_scale": config.cfg_scale, "sampler": config.sampler, **fields}
+        told = {"steps": config.steps, "cfg_scale": config.cfg_scale, "sampler": config.sampler, "loras": self.loras,
+                **fields}  # fmt: skip
         return draw(self.model, [
             Request(escape(caption), seed=config.seed + (0 if same_seed else i), **told)  # type: ignore[arg-type]
             for i, caption in enumerate(captions)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from sfumato.adapters.file import merged, open_adapter, recognise
+from sfumato.adapters.trained import FILE
 from sfumato.checkpoints.diffusers import read_part
 from sfumato.checkpoints.parts import Part
 from sfumato.core.errors import ConfigError, DataError
@@ -27,11 +30,13 @@ from sfumato.objectives.denoise import Denoise, Draws
 from sfumato.objectives.loss import Loss
 from sfumato.sampling.diffusers_config import from_diffusers
 from sfumato.text import tokenizer as tokenizers
+from sfumato.training import lora_file
 from sfumato.training.cache import Rows, fill, fingerprint
 from sfumato.training.export import put_index, put_part, put_scheduler, put_tokenizer
 from sfumato.training.framing import to_network
 from sfumato.training.grid import save_grid
 from sfumato.training.loop import Batch
+from sfumato.training.lora import attach
 from sfumato.training.material import Material
 from sfumato.training.order import Order, Place, normals
 from sfumato.training.plain_drawing import draw
@@ -117,8 +122,12 @@ class DiffusionTraining:
             self._open_autoencoder()
         self.frozen: ClipText | None = None
         text = self._open_text() if self.config.conditioning == "text" else None
-        if self.config.unet is not None:
-            unet: Network = UNet(self.config.unet)
+        lora = self.config.lora
+        if lora is not None:
+            assert begun is not None
+            unet: Network = begun.load(torch.float32).train()  # views of its file, where that has this precision
+        elif self.config.unet is not None:
+            unet = UNet(self.config.unet)
         elif self.config.dit is not None:
             side = material.config.resolution // self.factor
             self._check_patches(side, self.config.dit.patch_size)
@@ -127,11 +136,16 @@ class DiffusionTraining:
             assert self.config.unconditional is not None
             unet = UnconditionalUNet(self.config.unconditional)
         self._check_channels(unet)
-        if begun is not None:
+        self.rates = {"denoiser": 1.0}
+        if lora is not None:
+            attach(unet, lora, lora.targets, "denoiser")
+            if text is not None:
+                attach(text, lora, lora.text_targets, "text encoder")
+                self.rates["denoiser.text"] = lora.text_rate
+        elif begun is not None:
             begin(unet, begun, shared_embedding(begun) if isinstance(unet, DiT) else None)
         self.network = Denoiser(unet, text, self.config.train.gradient_checkpointing)
         self.players: dict[str, nn.Module] = {"denoiser": self.network}
-        self.rates = {"denoiser": 1.0}
         self.latents: Rows | None = None
         self.states: dict[str, Tensor] = {}
         if self.config.cache:
@@ -140,6 +154,11 @@ class DiffusionTraining:
     def _settle(self, start: Start) -> Part:
         """The network to go on from, whose config is the recipe's from now on."""
         texts = self.config.conditioning == "text"
+        if self.config.lora is not None:
+            if "" in start.parts:
+                raise ConfigError(f"start = {start.source!r} is a network alone, and a LoRA changes a model: name one.")
+            if self.config.lora.text and not texts:
+                raise ConfigError(f"lora.text = true: conditioning = {self.config.conditioning!r} reads no text.")
         part = start.part(tuple(kind for kind, table in TABLES.items() if (table == "unet") == texts))
         name = TABLES[part.kind]
         given = self.config.unet or self.config.unconditional or self.config.dit
@@ -180,6 +199,9 @@ class DiffusionTraining:
         if given is not None and config.text_encoder is None and self.recipe.clip is None:
             assert self.start is not None
             self.tokenizer, self.text_config = self.start.tokenizers["tokenizer"], given.config
+            if config.lora is not None and config.lora.text:
+                encoder: ClipText = given.load(torch.float32).train()
+                return encoder
             if config.text is None:
                 self.frozen = given.load(torch.float32).requires_grad_(False)
                 return None
@@ -389,6 +411,12 @@ class DiffusionTraining:
         return {"loss": total} if items else {}
 
     def export(self, weights: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        if self.config.lora is not None:
+            assert self.start is not None
+            parts = {"unet": "unet" if self.config.dit is None else "transformer", "text": "text_encoder"}
+            about = lora_file.header(self.recipe, self.config, self.start, progress["step"])
+            lora_file.put(self.root / FILE, weights, parts, self.config.lora, about)
+            return
         unet = {name.removeprefix("unet."): t for name, t in weights.items() if name.startswith("unet.")}
         side = self.material.config.resolution // (self.factor if self.codec is not None else 1)
         config = replace(self.network.unet.config, sample_size=side)
@@ -424,15 +452,29 @@ class DiffusionTraining:
             return
         drawn: Sequence[Tensor | Image] = []
         if (self.config.conditioning == "text" or self.config.dit is not None) and self.codec is not None:
-            from sfumato.tasks.pipeline import load
-
-            pipeline = load(str(self.root))
-            steps, scale = self.config.sample_steps, self.config.cfg_scale
+            pipeline, steps, scale = self._pipeline(), self.config.sample_steps, self.config.cfg_scale
             drawn = [pipeline(prompt, steps=steps, cfg_scale=scale, seed=seed).images[0]
                      for seed, prompt in enumerate(prompts)]  # fmt: skip
         else:
             drawn = list(self._draw(prompts))
         save_grid(path, drawn, min(8, len(drawn)))
+
+    def _pipeline(self) -> Callable[..., Any]:
+        """What draws with what was exported last: the run folder, or start's model with the LoRA."""
+        from sfumato.tasks.pipeline import load
+
+        if self.config.lora is None:
+            return load(str(self.root))
+        assert self.start is not None
+        return partial(load(self.start.source, **self.start.options), loras=(str(self.root / FILE),))
+
+    def _exported(self, name: str) -> Part:
+        """A part of what was exported last."""
+        if self.config.lora is None:
+            return read_part(self.root / name)
+        assert self.start is not None
+        changes = recognise(open_adapter(self.root / FILE), self.start.parts)
+        return merged(self.start.parts[name], name, [(changes, 1.0)])
 
     def _prompts(self) -> tuple[str, ...]:
         """What is drawn for the eye: the recipe's; or some classes, or nothing in particular; of texts, its alone."""
@@ -451,7 +493,7 @@ class DiffusionTraining:
         told = {"positive": self._told(prompts, device), "negative": self._told([""] * len(prompts), device)}
         scale = 1.0 if config.conditioning == "none" else config.cfg_scale
         x = draw(
-            read_part(self.root / "unet").load(torch.float32, device), from_diffusers(scheduler_config(config)), told,
+            self._exported("unet").load(torch.float32, device), from_diffusers(scheduler_config(config)), told,
             shape, range(len(prompts)), config.sample_steps, scale, device,
         )
         if self.codec is None:
@@ -466,7 +508,7 @@ class DiffusionTraining:
         if self.config.conditioning == "class":
             return Conditioning(labels=torch.tensor([self._class(prompt) for prompt in prompts], device=device))
         ids = torch.tensor([framed_ids(self.tokenizer, prompt) for prompt in prompts])
-        encoder = read_part(self.root / "text_encoder").load(torch.float32, device)
+        encoder = self._exported("text_encoder").load(torch.float32, device)
         return Conditioning(context=encoder(ids.to(device)).last)
 
     def _class(self, prompt: str) -> int:
