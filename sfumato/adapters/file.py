@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from sfumato.adapters import FORMS, NOT_READ
+from sfumato.adapters.change import ENDINGS, Change
 from sfumato.adapters.trained import FILE
-from sfumato.adapters.types import Change, Form, Wanted
+from sfumato.adapters.types import Form, Wanted
 from sfumato.checkpoints.hashes import FileHashes, file_hashes
 from sfumato.checkpoints.hub import Name, fetch, parse_name
 from sfumato.checkpoints.kinds import ADAPTERS, describe
 from sfumato.checkpoints.layer_names import Layer, spellings
-from sfumato.checkpoints.lazy import Lazy, Tensors, lazy, listing
+from sfumato.checkpoints.lazy import Lazy, Tensors, listing
 from sfumato.checkpoints.parts import Part
 from sfumato.checkpoints.store import open_file
 from sfumato.core.config import read_json
@@ -146,7 +147,7 @@ def _by_prefix(text: str, path: Path) -> dict[str, Mapping[str, Any]]:
     return dict(found)
 
 
-def recognise(file: AdapterFile, parts: Mapping[str, Part]) -> dict[Layer, Change]:
+def recognise(file: AdapterFile, parts: Mapping[str, Part]) -> tuple[Change, ...]:
     """What the adapter does to each layer of a model; shapes are checked, nothing is read.
 
     Args:
@@ -158,16 +159,17 @@ def recognise(file: AdapterFile, parts: Mapping[str, Part]) -> dict[Layer, Chang
     """
     where = str(file.path)
     known = spellings(parts)
-    endings = sorted(
-        ((end, form) for form in map(FORMS.get, FORMS) for end in form.endings), key=lambda row: -len(row[0])
-    )
-    grouped: dict[Layer, dict[str, Lazy]] = defaultdict(dict)
-    forms: dict[Layer, type[Form]] = {}
+    forms = [FORMS.get(name) for name in FORMS]
+    rows: list[tuple[str, str, type[Form] | None]] = [(end, role, None) for end, role in ENDINGS.items()]
+    rows += [(end, role, form) for form in forms for end, role in form.endings.items()]
+    rows.sort(key=lambda row: -len(row[0]))
+    grouped: dict[tuple[Layer, str], dict[str, Lazy]] = defaultdict(dict)
+    chosen: dict[tuple[Layer, str], type[Form]] = {}
     stems: dict[Layer, str] = {}
     unread, foreign = [], []
     for key, tensor in file.tensors.items():
-        ending, form = next((row for row in endings if key.endswith(row[0])), ("", None))
-        if form is None:
+        ending, role, form = next((row for row in rows if key.endswith(row[0])), ("", "", None))
+        if not ending:
             unread.append(key)
             continue
         stem = key.removesuffix(ending)
@@ -179,23 +181,26 @@ def recognise(file: AdapterFile, parts: Mapping[str, Part]) -> dict[Layer, Chang
             either = " or ".join(layer.part for layer in sorted(meant))
             raise CheckpointError(f"{where}: {key} may be of {either}; its names do not tell which.")
         (layer,) = meant
-        role = form.endings[ending]
-        if role in grouped[layer] or forms.setdefault(layer, form) is not form:
+        place = layer, "weight" if form is None else form.parameter
+        if role in grouped[place] or (form is not None and chosen.setdefault(place, form) is not form):
             raise CheckpointError(f"{where}: {key} says once more what it does to {layer.part}.{layer.name}.")
-        grouped[layer][role], stems[layer] = tensor, stem
+        grouped[place][role], stems[layer] = tensor, stem
     _complain(file, parts, unread, foreign)
-    for layer, factors in grouped.items():
-        if "alpha" not in factors and "down" in factors:
-            alpha = _alpha(file, stems[layer], factors["down"].shape[0])
-            factors.update({} if alpha is None else {"alpha": alpha})
-    changes = {layer: Change(forms[layer], factors) for layer, factors in grouped.items()}
-    for layer, change in changes.items():
-        if lacking := sorted(change.form.needed - change.factors.keys()):
+    changes = []
+    for (layer, parameter), factors in grouped.items():
+        form = chosen.get((layer, parameter))
+        if form is None:
+            raise CheckpointError(f"{where}: of {layer.part}.{layer.name} there is {' and '.join(factors)} alone.")
+        # The set that is whole, or else the one that is most likely meant.
+        meant = max(form.needed, key=lambda s: (s <= factors.keys(), len(s & factors.keys()), -len(s)))
+        if lacking := sorted(meant - factors.keys()):
             raise CheckpointError(f"{where}: of {layer.part}.{layer.name} there is no {' and no '.join(lacking)}.")
-        _check(layer, change, parts[layer.part], file)
+        scale = None if "alpha" in factors else _scale(file, stems[layer], form, factors)
+        changes.append(Change(layer, form, factors, scale))
+        _check(changes[-1], parts[layer.part], file)
     if not changes:
         raise CheckpointError(f"{where} holds no LoRA (its keys: {listing(file.tensors)}).")
-    return changes
+    return tuple(changes)
 
 
 def _complain(file: AdapterFile, parts: Mapping[str, Part], unread: list[str], foreign: list[str]) -> None:
@@ -211,12 +216,15 @@ def _complain(file: AdapterFile, parts: Mapping[str, Part], unread: list[str], f
         )
 
 
-def _check(layer: Layer, change: Change, part: Part, file: AdapterFile) -> None:
+def _check(change: Change, part: Part, file: AdapterFile) -> None:
     """Run the change on the meta device, which knows shapes."""
-    shape = part.tensors[f"{layer.name}.weight"].shape
+    layer = change.layer
+    if change.name not in part.tensors:
+        raise CheckpointError(f"{file.path} does not fit this model: {layer.part} has no {change.name}.")
+    shape = part.tensors[change.name].shape
     factors = {role: tensor.meta().float() for role, tensor in change.factors.items()}
     try:
-        fits = change.form.change(torch.empty(shape, device="meta"), factors, 1.0).shape == shape
+        fits = change.made(torch.empty(shape, device="meta"), factors, 1.0).shape == shape
     except (RuntimeError, IndexError):
         fits = False
     if not fits:
@@ -241,25 +249,31 @@ def made_for(file: AdapterFile) -> str:
     return ""
 
 
-def _alpha(file: AdapterFile, stem: str, rank: int) -> Lazy | None:
+def _scale(file: AdapterFile, stem: str, form: type[Form], factors: Mapping[str, Lazy]) -> float | None:
     """Of a layer whose file keeps it apart from the weights, as peft does; None: it says nothing.
 
-    ``lora_alpha`` is for all layers and ``alpha_pattern`` for those whose name matches; with ``use_rslora`` the change
-    is scaled by ``alpha / sqrt(rank)`` (Kalajdzievski, 2023).
+    ``lora_alpha`` (``alpha`` of LoHa and LoKr) is for all layers and ``alpha_pattern`` for those whose name matches;
+    with ``use_rslora`` the change is scaled by ``alpha / sqrt(rank)`` (Kalajdzievski, 2023).
     """
     for prefix, settings in file.settings.items():
-        if not stem.startswith(prefix) or "lora_alpha" not in settings:
+        alpha = settings.get("lora_alpha", settings.get("alpha"))
+        if not stem.startswith(prefix) or alpha is None:
             continue
-        if settings.get("use_dora"):
-            raise CheckpointError(f"{file.path} is a DoRA, which is not read yet.")
-        patterns = settings.get("alpha_pattern") or {}
-        fitting = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", stem))
-        alpha = float(next(fitting, settings["lora_alpha"]))
-        return lazy(torch.tensor(alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha))
+        rank = form.rank({role: tensor.shape for role, tensor in factors.items()})
+        if rank is None:
+            rank = int(_of_layer(settings, "rank_pattern", stem, settings.get("r", 1)))
+        alpha = float(_of_layer(settings, "alpha_pattern", stem, alpha))
+        return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return None
 
 
-def merged(part: Part, name: str, changes: list[tuple[Mapping[Layer, Change], float]]) -> Part:
+def _of_layer(settings: Mapping[str, Any], name: str, stem: str, usual: Any) -> Any:
+    """What a table of patterns says of a layer."""
+    patterns = settings.get(name) or {}
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", stem)), usual)
+
+
+def merged(part: Part, name: str, changes: list[tuple[Sequence[Change], float]]) -> Part:
     """A part whose changed layers are computed when they are read; its files and all other layers stay as they are.
 
     Args:
@@ -267,11 +281,10 @@ def merged(part: Part, name: str, changes: list[tuple[Mapping[Layer, Change], fl
         changes: of each adapter, with its strength; they are made one after the other.
     """
     tensors = dict(part.tensors)
-    for layers, strength in changes:
-        for layer, change in layers.items():
-            if layer.part == name and strength:
-                key = f"{layer.name}.weight"
-                tensors[key] = _changed(tensors[key], change, strength)
+    for some, strength in changes:
+        for change in some:
+            if change.layer.part == name and strength:
+                tensors[change.name] = _changed(tensors[change.name], change, strength)
     return Part(part.kind, part.config, tensors, part.where, part.left_behind, part.seems, part.file, part.paths)
 
 
@@ -280,7 +293,7 @@ def _changed(weight: Lazy, change: Change, strength: float) -> Lazy:
 
     def read() -> Tensor:
         factors = {role: tensor.read().float() for role, tensor in change.factors.items()}
-        made = change.form.change(weight.read().float(), factors, strength)
+        made = change.made(weight.read().float(), factors, strength)
         for tensor in (weight, *change.factors.values()):
             tensor.release()  # what was made is a copy
         return made

@@ -1,7 +1,7 @@
 """Low-rank adaptation: Hu et al., "LoRA: low-rank adaptation of large language models", 2021, section 4.1.
 
-The change of a layer's weight is a product of two thin matrices, scaled by ``alpha / rank``. A convolution's is the
-same with the kernel in the first factor ("LoCon"), or with a small kernel of its own between two 1 x 1 convolutions.
+The change of a layer's weight is a product of two thin matrices. A convolution's is the same with the kernel in the
+first factor ("LoCon"), or with a small kernel of its own between two 1 x 1 convolutions.
 """
 
 from collections.abc import Mapping
@@ -22,23 +22,24 @@ _PAIRS = (
 
 
 class Lora:
-    """``W + strength * alpha / rank * up @ down``."""
+    """``up @ down``: ``down`` [r, in, …], ``up`` [out, r, …], and perhaps ``mid`` [r, r, k, k] between them."""
 
     name: ClassVar = "lora"
+    parameter: ClassVar = "weight"
     endings: ClassVar[Mapping[str, str]] = {
-        ".alpha": "alpha", ".lora_mid.weight": "mid",
-        **{down: "down" for down, _ in _PAIRS}, **{up: "up" for _, up in _PAIRS},
+        ".lora_mid.weight": "mid", **{down: "down" for down, _ in _PAIRS}, **{up: "up" for _, up in _PAIRS},
     }
-    needed: ClassVar = frozenset({"down", "up"})
+    needed: ClassVar = (frozenset({"down", "up"}),)
 
     @staticmethod
-    def change(weight: Tensor, factors: Mapping[str, Tensor], strength: float) -> Tensor:
-        """See ``Form``. ``down`` [r, in, …], ``up`` [out, r, …], ``mid`` [r, r, k, k]; ``alpha``: r unless given."""
-        down, up = factors["down"], factors["up"]
-        rank = down.shape[0]
+    def rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """See ``Form``."""
+        return shapes["down"][0]
+
+    @staticmethod
+    def delta(factors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """See ``Form``."""
+        down, up = factors["down"].flatten(1), factors["up"].flatten(1)
         if "mid" in factors:
-            product = torch.einsum("oa,abhw,bi->oihw", up.flatten(1), factors["mid"], down.flatten(1))
-        else:
-            product = up.flatten(1) @ down.flatten(1)  # [out, in * k * k]
-        scale = strength * factors["alpha"] / rank if "alpha" in factors else strength
-        return weight + scale * product.reshape(weight.shape)
+            return torch.einsum("oa,abhw,bi->oihw", up, factors["mid"], down)
+        return (up @ down).reshape(shape)  # from [out, in * k * k]

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
-
-from sfumato.checkpoints.lazy import Lazy
 
 
 class Form(Protocol):
@@ -15,34 +14,35 @@ class Form(Protocol):
 
     Attributes:
         name: its name in ``FORMS``.
+        parameter: of the layer, that changes: its weight or its bias.
         endings: how a key ends -> which factor it is.
-        needed: the factors that a layer's change cannot be without.
+        needed: sets of factors, one of which a layer's change has to have.
     """
 
     name: ClassVar[str]
+    parameter: ClassVar[Literal["weight", "bias"]]
     endings: ClassVar[Mapping[str, str]]
-    needed: ClassVar[frozenset[str]]
+    needed: ClassVar[tuple[frozenset[str], ...]]
 
     @staticmethod
-    def change(weight: Tensor, factors: Mapping[str, Tensor], strength: float) -> Tensor:
-        """The layer's weight with the change.
+    def rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """By which alpha is divided; None: the change is not scaled.
 
         Args:
-            weight: float32, of a linear layer [out, in] or a convolution [out, in, k, k]; it stays as it is.
-            factors: float32.
-            strength: 0 leaves the layer as it is, 1 is what was trained.
-
-        Raises:
-            RuntimeError: the factors do not fit the weight, or each other.
+            shapes: of the factors.
         """
 
+    @staticmethod
+    def delta(factors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+        """What is added to the parameter, before it is scaled.
 
-@dataclass(frozen=True)
-class Change:
-    """What an adapter does to one layer."""
+        Args:
+            factors: float32.
+            shape: of the parameter: of a linear layer [out, in], of a convolution [out, in, k, k].
 
-    form: type[Form]
-    factors: Mapping[str, Lazy]
+        Raises:
+            RuntimeError: the factors do not fit it, or each other.
+        """
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def _one_row(tensors: Tensors) -> bool:
 
 DESCRIPTIONS: Mapping[str, Callable[[Tensors], bool]] = {
     "a LoRA (kohya naming)": _any(r"^lora_(unet|te\d?|transformer)_.*\.(lora_down|lora_up)\."),
-    "a LoHa, LoKr or other LyCORIS adapter": _any(r"\.(hada_w1_a|lokr_w1|oft_blocks|on_input)"),
+    "a LoHa, LoKr or other LyCORIS adapter": _any(r"\.(hada_w1_a|lokr_w1|oft_blocks|on_input|diff$)"),
     "a LoRA (PEFT naming)": _any(r"\.lora_A\.(\w+\.)?weight$"),
     "a LoRA (old diffusers naming)": _any(r"(processor|to_[qkv]|to_out\.0)(\.\w+)?[._]lora(_layer)?\.(up|down)\."),
     "a LoRA (diffusers naming)": _any(r"\.lora_(layer|linear_layer)\.(up|down)\.|\.lora\.(up|down)\."),

@@ -65,9 +65,9 @@ NAMINGS: Mapping[str, Naming] = {
 
 
 def layers(part: Part) -> list[str]:
-    """The names of a part's linear layers and convolutions."""
-    matrices = [key.removesuffix(".weight") for key, t in part.tensors.items() if len(t.shape) in (2, 4)]
-    return [name for name in matrices if not name.endswith("_embedding") and f"{name}.weight" in part.tensors]
+    """The names of a part's linear layers, convolutions and norms."""
+    named = [key.removesuffix(".weight") for key in part.tensors if key.endswith(".weight")]
+    return [name for name in named if not name.endswith("_embedding")]
 
 
 def spellings(parts: Mapping[str, Part]) -> dict[str, frozenset[Layer]]:

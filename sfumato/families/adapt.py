@@ -36,7 +36,8 @@ def adapt(model: Model, wanted: Sequence[Wanted], folder: Path | None = None) ->
     for one in wanted:
         file = open_adapter(locate(one, folder))
         changes = recognise(file, parts)
-        count = Counter(layer.part for layer in changes if one.strength(layer.part))
+        layers = {change.layer for change in changes}
+        count = Counter(layer.part for layer in layers if one.strength(layer.part))
         hashes = file.hashes
         short = hashes.autov3 or hashes.autov2
         opened.append(Applied(one, file.path, hashes.sha256, short, {n: count[n] for n in names if count[n]}))

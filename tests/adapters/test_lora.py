@@ -88,10 +88,10 @@ def test_several_add_and_the_files_stay_as_they_are(place: Path) -> None:
 def test_a_convolution_may_have_a_kernel_between_two_thin_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     down, mid, up = (torch.randn(shape, generator=generator) for shape in ((3, 5, 1, 1), (3, 3, 3, 3), (7, 3, 1, 1)))
-    factors = {"down": down, "mid": mid, "up": up, "alpha": torch.tensor(1.5)}
+    factors = {"down": down, "mid": mid, "up": up}
     x, conv = torch.randn(1, 5, 8, 8, generator=generator), torch.nn.functional.conv2d
-    found = conv(x, Lora.change(torch.zeros(7, 5, 3, 3), factors, 0.5), padding=1)
-    torch.testing.assert_close(found, 0.25 * conv(conv(conv(x, down), mid, padding=1), up), rtol=1e-4, atol=1e-4)
+    found = conv(x, Lora.delta(factors, torch.Size((7, 5, 3, 3))), padding=1)
+    torch.testing.assert_close(found, conv(conv(conv(x, down), mid, padding=1), up), rtol=1e-4, atol=1e-4)
 
 
 def test_parts_that_rest_in_their_files_wake_up_changed(place: Path, pipe: Pipeline) -> None:
@@ -169,11 +169,11 @@ def test_files_that_do_not_fit_are_refused_and_change_nothing(place: Path, tmp_p
     wide = {**good, layer: (torch.zeros(3, 2048), good[layer][1])}
     half = {key: t for key, t in lora_files.kohya({"unet": good}).items() if key != f"{stem}.lora_up.weight"}
     twice = {**lora_files.kohya({"unet": good}), **lora_files.peft({"unet": good})}
-    other = {f"{stem}.hada_w1_a": torch.zeros(2, 2)}
+    other = {f"{stem}.oft_blocks": torch.zeros(2, 2, 2)}
     far = {key.replace("down_blocks_0", "down_blocks_7"): t for key, t in lora_files.kohya({"unet": good}).items()}
     for tensors, said in (
         (lora_files.kohya({"unet": wide}), "Stable Diffusion XL"), (half, "there is no up"), (twice, "once more"),
-        (other, "LoHa, which is not read yet"), (far, "layers that are not there"),
+        (other, "OFT, which is not read yet"), (far, "layers that are not there"),
     ):
         file = lora_files.save(tmp_path / "bad.safetensors", tensors)
         with pytest.raises(CheckpointError, match=said):

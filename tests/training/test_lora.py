@@ -146,7 +146,7 @@ def test_the_run_leaves_a_lora_and_says_how_to_draw_with_it(
     assert main(["generate", "a circle", "--model", str(trained), "--quiet"]) != 0
     assert f"--model {base} --lora {trained / 'lora.safetensors'}" in capsys.readouterr().err
     drawn = sfumato.load(str(base))("a circle", loras=(str(trained),), steps=2)  # the folder's name is enough
-    assert any("9 layers of text_encoder" in note or "layers of unet" in note for note in drawn.notes)
+    assert any("layers of unet" in note and "4 layers of text_encoder" in note for note in drawn.notes)
     with pytest.raises(CheckpointError, match=f"changes {base}"):
         begun(recipe(pictures, start=str(trained)), tmp_path)
     header = open_safetensors(trained / "lora.safetensors").metadata
@@ -186,9 +186,9 @@ def test_the_file_does_what_the_trained_network_does(
         plain = open_model(base).network(x, time, Conditioning(context=encoder(ids).last))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert (ours - plain).abs().max() > 0.1
-    layers = recognise(open_adapter(tmp_path / "lora.safetensors"), model.whole)
-    assert len(layers) == len(made.network.state_dict()) / 2
-    assert {layer.part for layer in layers} == ({"unet", "text_encoder"} if text else {"unet"})
+    changes = recognise(open_adapter(tmp_path / "lora.safetensors"), model.whole)
+    assert len(changes) == len(made.network.state_dict()) / 2
+    assert {change.layer.part for change in changes} == ({"unet", "text_encoder"} if text else {"unet"})
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
