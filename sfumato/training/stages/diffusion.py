@@ -122,15 +122,15 @@ class DiffusionTraining:
             self._open_autoencoder()
         self.frozen: ClipText | None = None
         text = self._open_text() if self.config.conditioning == "text" else None
-        lora = self.config.lora
+        lora, side = self.config.lora, material.config.resolution // (1 if self.codec is None else self.factor)
+        if self.config.dit is not None:
+            self._check_patches(side, self.config.dit.patch_size)
         if lora is not None:
             assert begun is not None
             unet: Network = begun.load(torch.float32).train()  # views of its file, where that has this precision
         elif self.config.unet is not None:
             unet = UNet(self.config.unet)
         elif self.config.dit is not None:
-            side = material.config.resolution // self.factor
-            self._check_patches(side, self.config.dit.patch_size)
             unet = DiT(replace(self.config.dit, sample_size=side), shared=True)
         else:
             assert self.config.unconditional is not None
