@@ -192,8 +192,8 @@ def recognise(file: AdapterFile, parts: Mapping[str, Part]) -> tuple[Change, ...
         if form is None:
             raise CheckpointError(f"{where}: of {layer.part}.{layer.name} there is {' and '.join(factors)} alone.")
         # The set that is whole, or else the one that is most likely meant.
-        meant = max(form.needed, key=lambda s: (s <= factors.keys(), len(s & factors.keys()), -len(s)))
-        if lacking := sorted(meant - factors.keys()):
+        needed = max(form.needed, key=lambda s: (s <= factors.keys(), len(s & factors.keys()), -len(s)))
+        if lacking := sorted(needed - factors.keys()):
             raise CheckpointError(f"{where}: of {layer.part}.{layer.name} there is no {' and no '.join(lacking)}.")
         scale = None if "alpha" in factors else _scale(file, stems[layer], form, factors)
         changes.append(Change(layer, form, factors, scale))
