@@ -26,10 +26,10 @@ from starlette.responses import Response, StreamingResponse
 
 from sfumato.core.config import from_dict, to_dict
 from sfumato.core.errors import RequestError, SfumatoError, nearest
-from sfumato.core.request import GIVEN, TOLD, Request
+from sfumato.core.request import BESIDE, GIVEN, TOLD, Request
 from sfumato.core.version import VERSION
 from sfumato.engine.preview import preview
-from sfumato.families.types import OPTIONAL
+from sfumato.families.types import CONTROL, OPTIONAL
 from sfumato.noise import SPACINGS
 from sfumato.sampling import TABLE
 from sfumato.serving.faces import Face, Failure, MissingError, body
@@ -220,6 +220,7 @@ def about(service: Service) -> dict[str, Any]:
         "size": model.size, "multiple": model.multiple, "channels": model.latent.channels,
         "usual": {**usual, "seed": None},
         "request": schema(Request), "loras": service.loras, "refiner": service.pipeline.refiner is not None,
+        "control": CONTROL in service.model.parts,
         "samplers": {name: row.title for name, row in TABLE.items()}, "spacings": list(SPACINGS),
         "limits": to_dict(service.limits),
     }  # fmt: skip
@@ -230,6 +231,8 @@ def unused(service: Service) -> list[str]:
     told = {name for task in service.tasks for names in GIVEN.get(task, ()) for name in names}
     nothing = [name for name in OPTIONAL if name not in service.model.family.uses]
     nothing += [name for name in TOLD if name not in told]
+    if CONTROL not in service.model.parts:
+        nothing += [name for picture, told_of in BESIDE.items() for name in (picture, *told_of[0])]
     nothing += ["refiner_start"] if service.pipeline.refiner is None else []
     nothing += [] if service.loras else ["loras"]
     return list(dict.fromkeys(nothing))

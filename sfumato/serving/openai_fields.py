@@ -16,8 +16,7 @@ from starlette.requests import Request as Call
 from sfumato.core.config import convert, fields, parse
 from sfumato.core.errors import ConfigError, RequestError, nearest
 from sfumato.core.request import Request
-from sfumato.serving.service import PICTURES
-from sfumato.tasks.given import DATA, as_text
+from sfumato.tasks.given import BROUGHT, DATA, as_text
 from sfumato.tasks.picture import Picture
 
 
@@ -179,7 +178,7 @@ async def form(call: Call, most_bytes: int) -> dict[str, Any]:
                 raise FieldError(name, f"{name} is given {len(values)} times; it can be given once.")
             [first, *_] = values
             is_file = isinstance(first, UploadFile)
-            if name in HINTS and is_file != (name in PICTURES):
+            if name in HINTS and is_file != (name in BROUGHT):
                 raise FieldError(name, f"{name} is {'a file: send text' if is_file else 'text: send a file'}.")
             if isinstance(first, UploadFile):
                 content = await first.read()

@@ -32,15 +32,12 @@ from sfumato.engine.preview import with_colours
 from sfumato.serving.limits import Limits
 from sfumato.tasks.batcher import Batcher, Moment, Ticket
 from sfumato.tasks.explain import Explanation
-from sfumato.tasks.given import DATA, told
+from sfumato.tasks.given import BROUGHT, DATA, told
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.settle import Settled, settle
 from sfumato.tasks.text_to_image import Result
 
 State = Literal["waiting", "drawing", "done", "failed", "cancelled"]
-
-PICTURES = ("image", "mask", "depth")
-"""Request fields that hold pictures."""
 
 
 class BusyError(CapacityError):
@@ -184,7 +181,7 @@ class Service:
         Raises:
             RequestError, CapacityError: as ``submit``.
         """
-        for name in PICTURES:
+        for name in BROUGHT:
             text = getattr(request, name)
             if text is not None and not text.startswith(DATA):
                 raise RequestError(

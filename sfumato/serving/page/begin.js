@@ -4,8 +4,11 @@ import * as api from "./api.js";
 import { Brush } from "./brush.js";
 import { asData, the } from "./dom.js";
 
+/** Pictures that may be given beside the one to begin from, and what they are. */
+const BESIDE = { depth: "a picture, the whiter the nearer", control: "edges, depths, poses, … for the control model" };
+
 export class Begin {
-  #given = {}; // image and depth, as data: URLs
+  #given = {}; // image, depth and control, as data: URLs
 
   /**
    * @param about the model.
@@ -16,10 +19,18 @@ export class Begin {
     this.on = on;
     this.brush = new Brush(the("mask"), () => this.#refresh());
     this.takes = Object.values(about.tasks).some(([needed]) => needed.includes("image"));
-    the("begin").hidden = !this.takes;
+    the("begin").hidden = !this.takes && !about.control;
+    the("image").hidden = !this.takes;
     this.paints = this.#can("mask");
     the("file").onchange = ({ target }) => this.#chosen(target, (file) => this.take(file));
-    the("depth").onchange = ({ target }) => this.#chosen(target, (file) => this.#takeDepth(file));
+    for (const name of Object.keys(BESIDE)) {
+      the(name).onchange = ({ target }) => this.#chosen(target, async (file) => this.#give(name, await asData(file)));
+      the(name).onclick = (event) => {
+        if (!this.#given[name]) return;
+        event.preventDefault();
+        this.#give(name, undefined);
+      };
+    }
     the("remove").onclick = () => this.show({});
     the("paint").onclick = () => this.paint(!this.brush.active);
     the("erase").onclick = ({ target }) => {
@@ -59,8 +70,8 @@ export class Begin {
   }
 
   /** Begin from what was kept; from nothing, if that is what it was. */
-  async show({ image, depth, strokes = [] }) {
-    this.#given = { image, depth };
+  async show({ image, depth, control, strokes = [] }) {
+    this.#given = { image, depth, control };
     this.paint(false);
     the("reading").hidden = true;
     if (image) {
@@ -77,7 +88,7 @@ export class Begin {
   async take(file) {
     try {
       const found = await api.reading(file);
-      await this.show({ image: await asData(file) });
+      await this.show({ image: await asData(file), control: this.#given.control });
       this.#offer(found);
     } catch (problem) {
       this.on.failed(problem);
@@ -92,8 +103,8 @@ export class Begin {
     the("mask").classList.toggle("active", active);
   }
 
-  async #takeDepth(file) {
-    this.#given.depth = await asData(file);
+  #give(name, picture) {
+    this.#given[name] = picture;
     this.#refresh();
   }
 
@@ -114,7 +125,10 @@ export class Begin {
     the("begun").hidden = !begun;
     the("paint").hidden = !this.paints;
     the("depths").hidden = !this.#can("depth");
-    the("depth_name").textContent = this.#given.depth ? "are chosen" : "a picture, the whiter the nearer";
+    the("controls").hidden = !this.about.control;
+    for (const [name, what] of Object.entries(BESIDE)) {
+      the(`${name}_name`).textContent = this.#given[name] ? "chosen; a click leaves it out" : what;
+    }
     for (const field of the("told").children) {
       field.hidden = !this.fields.includes(field.querySelector("input, select").name);
     }

@@ -4,7 +4,7 @@ import { make, the } from "./dom.js";
 
 const FRONT = ["width", "height", "steps", "cfg_scale", "seed", "count", "sampler", "spacing"];
 const PROMPTS = ["prompt", "negative_prompt"];
-const APART = [...PROMPTS, "task", "image", "mask", "depth"];
+const APART = [...PROMPTS, "task", "image", "mask", "depth", "control"];
 const TITLES = { cfg_scale: "CFG scale", count: "pictures" };
 const OTHERWISE = { seed: "random" };
 const SLIDERS = { strength: { min: 0.05, max: 1, step: 0.05 } };

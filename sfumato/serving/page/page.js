@@ -117,7 +117,7 @@ async function main() {
   async function explain({ work, number }) {
     const pictures = picturesOf(work);
     const asked = Object.fromEntries(Object.entries(work.request).filter(([, value]) => value !== null));
-    const given = { image: pictures.image, mask: pictures.mask, depth: pictures.depth };
+    const given = { image: pictures.image, mask: pictures.mask, depth: pictures.depth, control: pictures.control };
     const { seed } = work.pictures[number];
     const made = await handIn({ ...asked, ...given, count: 1, seed, explain: true }, pictures);
     awaited.add(made.id);

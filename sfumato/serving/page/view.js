@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { make, the } from "./dom.js";
 
-const PICTURES = ["image", "mask", "depth"];
+const PICTURES = ["image", "mask", "depth", "control"];
 
 export class View {
   #entry = null;
