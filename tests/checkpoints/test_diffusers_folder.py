@@ -164,6 +164,10 @@ def others() -> list[Any]:
             num_encoder_blocks=(1, 1),
             num_decoder_blocks=(1, 1),
         ),
+        made.ControlNetModel(
+            **{name: value for name, value in UNET.items() if name != "sample_size"}, cross_attention_dim=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), conditioning_embedding_out_channels=(4, 8),
+        ),
         made.VQModel(**VAE, num_vq_embeddings=7),
         made.DiTTransformer2DModel(
             num_attention_heads=2, attention_head_dim=4, num_layers=2, sample_size=8, num_embeds_ada_norm=3

@@ -131,6 +131,7 @@ def test_what_is_asked_for_is_drawn_and_shown(page: Page, url: str) -> None:
     assert page.get_attribute(field("steps"), "placeholder") == "25"
     shown = page.locator("#form [name]").evaluate_all("fields => fields.map((field) => field.name)")
     nothing = {"crop", "loras", "noise_level", "original_size", "refiner_start"}  # to this model
+    nothing |= {"control", "control_scale", "control_start", "control_end"}
     apart = {"task", "image", "mask", "depth"}  # what pictures bring
     assert set(shown) == {one.name for one in fields(Request)} - nothing - apart
     seed = 2**64 - 3  # more than a number of JavaScript's holds

@@ -59,6 +59,8 @@ def test_mistakes_are_told_before_anything_is_drawn(service: Service, tmp_path: 
     Image.new("RGB", (8, 8)).save(tmp_path / "here.png")
     for request, error, words in [
         (Request("a", image=str(tmp_path / "here.png")), RequestError, "reads no files by their names"),
+        (Request("a", control="here.png"), RequestError, "control: a server reads no files"),
+        (Request("a", control=data_url()), RequestError, "no network that reads it"),
         (Request("a", image="sha256:0123"), RequestError, "reads no files by their names"),
         (Request("a", loras=("/etc/passwd",)), RequestError, "no LoRA '/etc/passwd' on this server"),
         (Request("a", loras=("owner/name",)), RequestError, "no LoRA 'owner/name' on this server"),
