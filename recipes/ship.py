@@ -1,10 +1,11 @@
 """Puts trained runs into the package, as the model that comes with sfumato: float16, without what training needs.
 
-    python recipes/ship.py runs/emoji runs/emoji_more data/emoji
+    python recipes/ship.py runs/emoji runs/emoji_more runs/emoji_finish data/emoji
 """
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,24 +21,24 @@ LIMIT = 60_000_000
 """Bytes of the whole folder."""
 
 
-def ship(first: Path, last: Path, data: Path, out: Path) -> int:
+def ship(runs: Sequence[Path], data: Path, out: Path) -> int:
     """Write the folder anew, and tell its size in bytes.
 
     Args:
-        first: the run that trained CLIP.
-        last: the run that went on from it, which draws.
+        runs: each went on from that before it; the first trained CLIP, and the last draws.
     """
-    convert(last, out, dtype=torch.float16, overwrite=True)
+    first = runs[0]
+    convert(runs[-1], out, dtype=torch.float16, overwrite=True)
     (out / "clip").mkdir()
     halves = {n: t.read().half() for n, t in open_file(first / "clip" / "model.safetensors").tensors.items()}
     save_file(out / "clip" / "model.safetensors", lazy_all(halves))
     shutil.copy(first / "clip" / "config.json", out / "clip")
-    shutil.copy(first / "recipe.toml", out)
-    shutil.copy(last / "recipe.toml", out / "recipe_more.toml")
+    for run in runs:
+        shutil.copy(run / "recipe.toml", out / f"recipe{run.name.removeprefix(first.name)}.toml")
     shutil.copy(CARD.parents[1] / "LICENSE", out / "LICENSE-noto-emoji")  # Apache 2.0
     shutil.copy(data / "LICENSE-cldr", out)
     card = CARD.read_text(encoding="utf-8")
-    for title, run in (("From nothing", first), ("From there on", last)):
+    for title, run in zip(("From nothing", *["From there on"] * (len(runs) - 1)), runs, strict=True):
         figures = (run / "README.md").read_text(encoding="utf-8").partition("Trained with sfumato.\n")[2]
         card += f"\n## {title}\n{figures.replace('## Recipe', '### Recipe')}"
     (out / "README.md").write_text(card, encoding="utf-8")
@@ -45,9 +46,9 @@ def ship(first: Path, last: Path, data: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 3:
         sys.exit(__doc__)
-    first, last, data = map(Path, sys.argv[1:])
-    size = ship(first, last, data, FOLDERS[SHIPPED])
+    *runs, data = map(Path, sys.argv[1:])
+    size = ship(runs, data, FOLDERS[SHIPPED])
     print(f"{size / 1e6:.1f} MB")
     sys.exit(size > LIMIT and f"More than {LIMIT / 1e6:.0f} MB")

@@ -20,7 +20,7 @@ def test_it_is_small_and_says_whose_pictures_it_was_trained_on() -> None:
     assert "Noto Emoji" in card
     assert "Unicode" in card
     there = {path.name for path in folder.iterdir()}
-    assert {"LICENSE-noto-emoji", "LICENSE-cldr", "recipe.toml", "recipe_more.toml"} <= there
+    assert {"LICENSE-noto-emoji", "LICENSE-cldr", "recipe.toml", "recipe_more.toml", "recipe_finish.toml"} <= there
 
 
 def test_it_draws_where_no_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
