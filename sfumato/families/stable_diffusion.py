@@ -126,7 +126,7 @@ SDXL_REFINER = replace(
 )
 LATENT = replace(
     SD1, name="latent", title="a text-conditioned latent model", rgb=(), size=64,
-    defaults={"steps": 25, "cfg_scale": 3.0},
+    defaults={"steps": 25, "cfg_scale": 2.0},
 )
 """The same recipe at any size: what one trains oneself."""
 
