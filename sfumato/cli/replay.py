@@ -36,6 +36,7 @@ class Replay:
     spellings: ClassVar = {"output": ("-o",), "model": ("-m",)}
 
     def run(self) -> int:
+        from sfumato.tasks.given import BROUGHT
         from sfumato.tasks.picture import Picture
 
         old = Picture.open(self.file)
@@ -46,7 +47,7 @@ class Replay:
         if "explained" in old.recipe:
             raise RequestError(f"{self.file} shows the words of a picture; replay the picture, which lies beside it.")
         target = None if self.verify else naming.destination(self.output)
-        moved: dict[str, Any] = {name: getattr(self, name) for name in ("image", "mask", "depth", "control")}
+        moved: dict[str, Any] = {name: getattr(self, name) for name in BROUGHT}
         request = replace(old.reading().request, **{name: path for name, path in moved.items() if path is not None})
         pipeline = loading_of(old.recipe, self.loading, f"the recipe in {self.file}").open()
         with bar("drawing", shown=not self.quiet and sys.stderr.isatty()) as on_step:

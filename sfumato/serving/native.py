@@ -170,11 +170,10 @@ def shown(service: Service, work: Work, previews: bool = False) -> dict[str, Any
         }
         for number, now in sorted(work.progress.copy().items())
     ]  # fmt: skip
-    before = [other for other in service.unfinished if other.created < work.created]
     made: dict[str, Any] = {
         "id": work.id, "state": work.state, "share": round(work.share, 4), "created": work.created,
         "request": to_dict(work.request), "explain": work.explains, "progress": progress,
-        "before": 0 if work.ended else len(before),
+        "before": 0 if work.ended else sum(other.created < work.created for other in service.unfinished),
     }  # fmt: skip
     if work.state == "done":
         result = work.future.result()

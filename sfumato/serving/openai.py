@@ -114,7 +114,7 @@ async def events(service: Service, work: Work, wanted: Wanted, kind: str) -> Asy
         return f"event: {kind}.{name}\ndata: {json.dumps(said)}\n\n"
 
     def rough(number: int, x0: Tensor, index: int) -> str:
-        [image] = preview(x0, service.model.latent)
+        [image] = preview(x0, service.latent)
         return event("partial_image", Picture(image), partial_image_index=index, sfumato={"picture": number})
 
     shown: Counter[int] = Counter()

@@ -268,8 +268,9 @@ class Service:
                 if not self._waiting:
                     return
                 work = self._waiting[0]
-                assert work.settled is not None
-                request = work.settled.request
+                settled = work.settled
+                assert settled is not None  # it has not ended
+                request = settled.request
                 alone = work.explains or self.pipeline.limit is not None
                 fits = asked(request) == tuple(applied.wanted for applied in self.model.adapters)
                 if self._batcher.busy and (alone or not fits):
@@ -281,7 +282,7 @@ class Service:
                     continue
                 self.pipeline.adapt(request)
                 self.pipeline.make_ready(request)
-                ticket = work.ticket = self._batcher.submit(request, work.hear)
+                ticket = work.ticket = self._batcher.submit(settled, work.hear)
                 ticket.future.add_done_callback(partial(self._heard, work))
             except Exception as problem:
                 self._end(work, problem)

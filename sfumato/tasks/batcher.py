@@ -29,6 +29,7 @@ from sfumato.engine.residence import USUAL
 from sfumato.families.types import Model
 from sfumato.tasks import TASKS
 from sfumato.tasks.picture import Picture
+from sfumato.tasks.settle import Settled
 from sfumato.tasks.text_to_image import Beginning, Drawing, Result
 
 
@@ -147,16 +148,18 @@ class Batcher:
         if self._thread is not None:
             self._thread.start()
 
-    def submit(self, request: Request, on_moment: OnMoment | None = None) -> Ticket:
+    def submit(self, asked: Request | Settled, on_moment: OnMoment | None = None) -> Ticket:
         """Hand in a request.
 
         Args:
+            asked: the request, or all that is decided of it where that was done for this model before.
             on_moment: told, in the drawing thread, after each answer of the network; may raise ``Cancelled``.
 
         Raises:
             RequestError: it is not for this model. CapacityError: too many wait.
         """
-        drawing: Drawing = TASKS.get(request.task)(self.model, request, self.refiner)
+        request = asked.request if isinstance(asked, Settled) else asked
+        drawing: Drawing = TASKS.get(request.task)(self.model, asked, self.refiner)
         ticket = Ticket(drawing, on_moment)
         with self._changed:
             if self._closing:

@@ -109,13 +109,19 @@ class Beginning(NamedTuple):
 class Drawing:
     """A request on its way: what is decided and computed once for all its pictures.
 
+    Args:
+        asked: the request, or all that is decided of it where that was done for this model before.
+
     Raises:
         RequestError: the request is not for this model. Nothing was computed.
     """
 
-    def __init__(self, model: Model, request: Request, refiner: Model | None = None, holding: Holding = USUAL) -> None:
+    def __init__(
+        self, model: Model, asked: Request | Settled, refiner: Model | None = None, holding: Holding = USUAL
+    ) -> None:
         self.started = time.perf_counter()
-        self.settled = settled = settle(request, model)
+        self.settled = settled = asked if isinstance(asked, Settled) else settle(asked, model)
+        request = settled.request
         if (request.refiner_start is None) != (refiner is None):
             raise RequestError("refiner_start and a refiner go together: one was given without the other.")
         self.stages = [(model, settled.sigmas)]
